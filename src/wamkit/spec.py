@@ -1,0 +1,246 @@
+"""Words for robots and policies, and the comparison that refuses a mismatch.
+
+A `RobotSpec` says what a robot, simulator or dataset records; a `PolicySpec` says what a policy was trained on. They are
+compared whenever policy, dataset and environment meet, because a silent mismatch (camera order, gripper sign, control
+rate, rotation format) is the field's most frequent cause of 0 % success. This module needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+ActionKind = Literal["absolute", "delta", "relative"]
+GripperSign = Literal["open_positive", "close_positive", "none"]
+
+
+class SpecMismatch(ValueError):
+    """Two specs that must agree do not; the message names both sides and every difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSpec:
+    """One camera.
+
+    Args:
+        name: the camera's name; the order of cameras in a spec is the order of the view axis.
+        height: pixels.
+        width: pixels.
+        intrinsics: row-major 3x3 pinhole matrix in pixels, or `None` when unknown.
+        pose: row-major 4x4 matrix taking camera coordinates (OpenCV axes: x right, y down, z forward) to world
+            coordinates in metres, or `None` when unknown or when the camera moves.
+    """
+
+    name: str
+    height: int
+    width: int
+    intrinsics: tuple[tuple[float, ...], ...] | None = None
+    pose: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.height <= 0 or self.width <= 0:
+            raise ValueError(f"camera {self.name!r}: expected positive height and width, got {self.height}x{self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSpec:
+    """One channel of a state or action vector.
+
+    Args:
+        name: for instance `hand_x`.
+        unit: SI unit (`m`, `rad`, `m/s`) or `1` for a dimensionless number.
+        frame: frame of reference, for instance `world`; empty when none applies.
+        rotation: rotation format this channel belongs to (`axis_angle`, `quaternion_xyzw`); empty when none applies.
+    """
+
+    name: str
+    unit: str = "1"
+    frame: str = ""
+    rotation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotSpec:
+    """What a robot, simulator or dataset sees, feels and accepts.
+
+    Args:
+        name: robot and simulator, for instance `sawyer/metaworld`.
+        cameras: cameras in the order of the view axis.
+        state: proprioceptive channels in order.
+        action: action channels in order.
+        action_kind: how an action relates to the robot's pose.
+        gripper_channels: indices into `action` that drive grippers.
+        gripper_sign: meaning of a positive gripper action.
+        control_hz: actions per second.
+        rendering: name of the rendering setting; the look of an image is part of the observation.
+    """
+
+    name: str
+    cameras: tuple[CameraSpec, ...]
+    state: tuple[ChannelSpec, ...]
+    action: tuple[ChannelSpec, ...]
+    action_kind: ActionKind
+    gripper_channels: tuple[int, ...] = ()
+    gripper_sign: GripperSign = "none"
+    control_hz: float
+    rendering: str = ""
+
+    def __post_init__(self) -> None:
+        names = [camera.name for camera in self.cameras]
+        if len(set(names)) != len(names):
+            raise ValueError(f"robot {self.name!r}: expected distinct camera names, got {names}")
+        wrong = [index for index in self.gripper_channels if not 0 <= index < len(self.action)]
+        if wrong:
+            raise ValueError(f"robot {self.name!r}: gripper channels {wrong} are outside the {len(self.action)} actions")
+        if self.control_hz <= 0:
+            raise ValueError(f"robot {self.name!r}: expected a positive control_hz, got {self.control_hz}")
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Camera names in view order."""
+        return tuple(camera.name for camera in self.cameras)
+
+    def with_cameras(self, names: tuple[str, ...]) -> RobotSpec:
+        """The same robot with only the named cameras, in the order given.
+
+        Raises:
+            ValueError: a name is not a camera of this robot.
+        """
+        known = {camera.name: camera for camera in self.cameras}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ValueError(f"robot {self.name!r} has cameras {list(known)}, not {missing}; choose among those")
+        return dataclasses.replace(self, cameras=tuple(known[name] for name in names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` inverts it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is out of range.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"robot spec: unknown keys {unknown}; known keys are {sorted(known)}")
+        try:
+            values = dict(data)
+            values["cameras"] = tuple(_camera(camera) for camera in data["cameras"])
+            values["state"] = tuple(ChannelSpec(**channel) for channel in data["state"])
+            values["action"] = tuple(ChannelSpec(**channel) for channel in data["action"])
+            values["gripper_channels"] = tuple(data.get("gripper_channels", ()))
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"robot spec: expected the keys {sorted(known)}, got {sorted(data)} ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """What a policy needs and gives.
+
+    Args:
+        family: model family, for instance `wav`.
+        robot: the robot it was trained on; its cameras are the policy's cameras in view order.
+        num_context: observations (frames) the policy remembers, the newest last.
+        action_horizon: actions predicted per call.
+        execution_horizon: actions of each chunk meant to be run before the next call.
+        normalization: name of the normalisation formula of state and actions.
+        tasks: sentences seen in training; empty when open.
+    """
+
+    family: str
+    robot: RobotSpec
+    num_context: int
+    action_horizon: int
+    execution_horizon: int
+    normalization: str
+    tasks: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.execution_horizon <= self.action_horizon:
+            raise ValueError(
+                f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, got {self.execution_horizon}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` inverts it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        try:
+            values = {**data, "robot": RobotSpec.from_dict(data["robot"]), "tasks": tuple(data.get("tasks", ()))}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            known = [item.name for item in dataclasses.fields(cls)]
+            raise ValueError(f"policy spec: expected the keys {known}, got {sorted(data)} ({error})") from error
+
+
+def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offered_by: str) -> None:
+    """Compare two robot specs where they meet and refuse a mismatch.
+
+    `offered` may have more cameras than `wanted`; every other field that changes what numbers or pixels mean must agree.
+    Camera matrices are not compared.
+
+    Args:
+        wanted: the spec that the reader was built for (a policy).
+        offered: the spec of what it is given (an environment or a dataset).
+        wanted_by: name of the first side, for the message.
+        offered_by: name of the second side, for the message.
+
+    Raises:
+        SpecMismatch: listing every difference, both sides and what to do.
+    """
+    differences = []
+    cameras = {camera.name: camera for camera in offered.cameras}
+    for camera in wanted.cameras:
+        other = cameras.get(camera.name)
+        if other is None:
+            differences.append(f"camera {camera.name!r} is wanted; offered are {list(cameras)}")
+        elif (other.height, other.width) != (camera.height, camera.width):
+            differences.append(
+                f"camera {camera.name!r}: wanted {camera.height}x{camera.width} px, offered {other.height}x{other.width} px"
+            )
+    for what, ours, theirs in (("state", wanted.state, offered.state), ("action", wanted.action, offered.action)):
+        if len(ours) != len(theirs):
+            differences.append(f"{what} width: wanted {len(ours)} {_names(ours)}, offered {len(theirs)} {_names(theirs)}")
+        else:
+            differences += [
+                f"{what} channel {index}: wanted {a}, offered {b}"
+                for index, (a, b) in enumerate(zip(ours, theirs, strict=True))
+                if a != b
+            ]
+    for key in ("action_kind", "gripper_channels", "gripper_sign", "control_hz", "rendering"):
+        ours, theirs = getattr(wanted, key), getattr(offered, key)
+        if ours != theirs:
+            differences.append(f"{key}: wanted {ours!r}, offered {theirs!r}")
+    if differences:
+        listed = "\n  - ".join(differences)
+        raise SpecMismatch(
+            f"{wanted_by} and {offered_by} do not fit:\n  - {listed}\n"
+            f"Use {offered_by} made with the same settings, or train a policy for it."
+        )
+
+
+def _names(channels: tuple[ChannelSpec, ...]) -> list[str]:
+    return [channel.name for channel in channels]
+
+
+def _camera(data: dict[str, Any]) -> CameraSpec:
+    matrices = {key: _rows(data.get(key)) for key in ("intrinsics", "pose")}
+    return CameraSpec(**{**data, **matrices})
+
+
+def _rows(matrix: Any) -> tuple[tuple[float, ...], ...] | None:
+    return None if matrix is None else tuple(tuple(float(number) for number in row) for row in matrix)

@@ -1,0 +1,135 @@
+"""Words that models, planners, policies and trainers share: observations, chunks, batches, and three small protocols.
+
+Axes: `b` batch, `v` views, `t` frames, `c` channels, `h w` height and width, `l` tokens, `p` position in an action
+chunk, `a` action, `s` state, `m` samples drawn for one observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from wamkit.spec import PolicySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the robot sees, feels and is asked to do now, for a batch of robots.
+
+    Args:
+        video: uint8 at the edge, the newest frame last; its length is the policy's context.
+        state: proprioception; physical units at the edge, normalised inside a policy.
+        task: one sentence per batch element.
+    """
+
+    video: UInt8[Tensor, "b v t h w c"]
+    state: Float[Tensor, "b s"]
+    task: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imagined:
+    """What a model imagined along with its actions; a missing modality is `None`.
+
+    Args:
+        video: future frames, uint8.
+        value: value per action step, in the units of the value targets (last channel).
+        scores: planner scores of every candidate, one row per planning iteration.
+    """
+
+    video: UInt8[Tensor, "b v t h w c"] | None = None
+    value: Float[Tensor, "b p"] | None = None
+    scores: Float[Tensor, "b i m"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionChunk:
+    """A chunk of actions.
+
+    Args:
+        actions: physical units once it has left the policy.
+        imagined: what was imagined beside it.
+        timing: seconds by phase, for instance `{"encode": …, "plan": …, "act": …}`.
+    """
+
+    actions: Float[Tensor, "b p a"]
+    imagined: Imagined | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Training windows: normalised numbers, raw frames.
+
+    Args:
+        context: remembered frames, the current one last.
+        future: future frames at the model's frame stride, or `None` when a stage does not read them.
+        state: normalised current state.
+        actions: normalised actions of the prediction window.
+        future_state: normalised states of the same dataset rows as `actions`.
+        is_padded: rows of the window past the end of the episode (they repeat its last row).
+        value_targets: value vectors in the network's space (z-scored, symlog), or `None` when the dataset has none.
+        task: one sentence per batch element.
+        episode_index: dataset episode of each element, so that an error can name it.
+    """
+
+    context: UInt8[Tensor, "b v t h w c"]
+    future: UInt8[Tensor, "b v f h w c"] | None
+    state: Float[Tensor, "b s"]
+    actions: Float[Tensor, "b p a"]
+    future_state: Float[Tensor, "b p s"]
+    is_padded: Bool[Tensor, "b p"]
+    value_targets: Float[Tensor, "b p r"] | None
+    task: list[str]
+    episode_index: Int[Tensor, "b"]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {key: item.to(device) if isinstance(item, Tensor) else item for key, item in vars(self).items()}
+        return Batch(**moved)
+
+
+class Trainable(Protocol):
+    """What a trainer needs of a model family.
+
+    `network` holds exactly the weights that are trained and saved as `model.safetensors`. `parts()` partitions its
+    parameter names; a stage names the parts it trains.
+    """
+
+    network: nn.Module
+
+    def parts(self) -> dict[str, list[str]]: ...
+
+    def loss(
+        self, batch: Batch, objective: Any, generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]: ...
+
+
+@runtime_checkable
+class ActingPolicy(Protocol):
+    """What closed-loop evaluation and servers need: a policy that remembers each robot in a numbered slot.
+
+    `reset` starts a new episode in each slot, with a seed from which every draw of that episode follows. `act` takes the
+    newest frame of each slot, extends its memory, and gives a chunk in physical units; `executed` counts the actions run
+    since the slot's previous call. Rows of the result follow `slots`.
+    """
+
+    spec: PolicySpec
+
+    def reset(self, slots: Sequence[int], *, seeds: Sequence[int]) -> None: ...
+
+    def act(
+        self,
+        slots: Sequence[int],
+        *,
+        video: UInt8[Tensor, "b v h w c"],
+        state: Float[Tensor, "b s"],
+        task: list[str],
+        executed: Sequence[int],
+        record: bool = False,
+    ) -> ActionChunk: ...
