@@ -38,11 +38,14 @@ class Imagined:
 
     Args:
         video: future frames, uint8.
+        video_steps: control steps after the observation at which each imagined frame lies (one number per frame), so that
+            it can be set against the frame that really came.
         value: value per action step, in the units of the value targets (last channel).
         scores: planner scores of every candidate, one row per planning iteration.
     """
 
     video: UInt8[Tensor, "b v t h w c"] | None = None
+    video_steps: tuple[int, ...] | None = None
     value: Float[Tensor, "b p"] | None = None
     scores: Float[Tensor, "b i m"] | None = None
 
