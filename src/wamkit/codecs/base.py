@@ -1,0 +1,155 @@
+"""What every codec offers: two small protocols, and the one place where pixels change layout and range.
+
+At the edge images are uint8 `… h w c`; inside codecs and models they are float `… c h w` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTokens:
+    """Embedded sentences.
+
+    Args:
+        tokens: one vector per token.
+        mask: which tokens belong to the sentence; every row has at least one.
+    """
+
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+
+    def to(self, device: torch.device | str) -> TextTokens:
+        """The same tokens on `device`."""
+        return TextTokens(tokens=self.tokens.to(device), mask=self.mask.to(device))
+
+
+@runtime_checkable
+class VideoCodec(Protocol):
+    """Pixels to normalized latents (about zero mean and unit variance per channel) and back.
+
+    A clip of `1 + temporal * k` frames has `1 + k` latent frames: the first frame stands alone, each later latent frame
+    covers `temporal` frames. Height and width shrink by `spatial`. `generator` draws from the codec's posterior where
+    it has one; `None` gives the mode. A codec without a posterior gives the same latents either way.
+    """
+
+    @property
+    def spatial(self) -> int: ...
+
+    @property
+    def temporal(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def encode_frames(
+        self, frames: UInt8[Tensor, "n h w c"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n k y x"]:
+        """Each frame on its own, as a one-frame video."""
+        ...
+
+    def encode_clip(
+        self, clip: UInt8[Tensor, "n t h w c"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n k f y x"]:
+        """Each clip as one video."""
+        ...
+
+    def decode_clip(self, latents: Float[Tensor, "n k f y x"]) -> UInt8[Tensor, "n t h w c"]:
+        """Frames of each clip; one latent frame gives one frame."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The codec on `device`; use the one returned."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load` of the same class needs (a reference, where the weights are large and public)."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Sentences to `length` tokens of `width` channels."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, sentences: list[str]) -> TextTokens:
+        """One row per sentence; repeated sentences are computed once."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The encoder on `device`; use the one returned."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load` of the same class needs (a reference, where the weights are large and public)."""
+        ...
+
+
+def to_unit_range(images: UInt8[Tensor, "*n h w c"]) -> Float[Tensor, "*n c h w"]:
+    """Edge images as floats in [-1, 1], channels first."""
+    return rearrange(images, "... h w c -> ... c h w").to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n h w c"]:
+    """Floats in [-1, 1], channels first, as edge images: rounded to the nearest level, clamped to 0-255."""
+    levels = images.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
+    return rearrange(levels, "... c h w -> ... h w c").to(torch.uint8).contiguous()
+
+
+def require_frames(frames: Tensor, *, spatial: int, what: str = "frames") -> None:
+    """Refuse frames that a codec of stride `spatial` cannot take.
+
+    Args:
+        frames: expected uint8 `n h w 3`.
+        spatial: pixels per latent, in each direction.
+        what: name for the message.
+
+    Raises:
+        ValueError: wrong dtype, rank, channel count, or a size that is not a positive multiple of `spatial`.
+    """
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"expected {what} as uint8 in 0-255, got {frames.dtype}; convert floats with to_uint8")
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"expected {what} of shape (n, height, width, 3), got {tuple(frames.shape)}")
+    height, width = frames.shape[1:3]
+    if height % spatial or width % spatial or not height or not width:
+        raise ValueError(
+            f"expected {what} whose height and width are multiples of {spatial}, got {height}x{width}; "
+            f"record, resize or crop to a multiple of {spatial}"
+        )
+
+
+def require_clip(clip: Tensor, *, spatial: int, temporal: int, what: str = "clip") -> None:
+    """Refuse a clip that a codec of these strides cannot take.
+
+    Args:
+        clip: expected uint8 `n t h w 3`.
+        spatial: pixels per latent, in each direction.
+        temporal: frames per latent frame after the first.
+        what: name for the message.
+
+    Raises:
+        ValueError: as `require_frames`, or a frame count that is not `1 + temporal * k`.
+    """
+    if clip.ndim != 5:
+        raise ValueError(f"expected {what} of shape (n, time, height, width, 3), got {tuple(clip.shape)}")
+    count = clip.shape[1]
+    if count < 1 or (count - 1) % temporal:
+        below = max(1, 1 + (count - 1) // temporal * temporal)
+        raise ValueError(
+            f"expected {what} of 1 + {temporal} k frames, got {count}; use {below} or {below + temporal} frames"
+        )
+    require_frames(clip[:, 0], spatial=spatial, what=what)
