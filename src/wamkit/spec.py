@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 ActionKind = Literal["absolute", "delta", "relative"]
 GripperSign = Literal["open_positive", "close_positive", "none"]
@@ -118,7 +118,7 @@ class RobotSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any]) -> RobotSpec:
         """Inverse of `to_dict`.
 
         Raises:
@@ -173,7 +173,7 @@ class PolicySpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
         """Inverse of `to_dict`.
 
         Raises:
