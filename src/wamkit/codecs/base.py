@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -66,7 +66,7 @@ class VideoCodec(Protocol):
         """Frames of each clip; one latent frame gives one frame."""
         ...
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> VideoCodec:
         """The codec on `device`; use the one returned."""
         ...
 
@@ -89,7 +89,7 @@ class TextEncoder(Protocol):
         """One row per sentence; repeated sentences are computed once."""
         ...
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> TextEncoder:
         """The encoder on `device`; use the one returned."""
         ...
 

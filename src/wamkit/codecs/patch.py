@@ -14,7 +14,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -26,7 +26,7 @@ from wamkit.codecs.base import require_clip, require_frames
 FORMAT_VERSION = 1
 """Version of the folder that `PatchCodec.save` writes."""
 
-_CHUNK_PIXELS = 1 << 21  # per product: bounds the float copy of a large uint8 batch to about 25 MB
+_CHUNK_PIXELS = 1 << 19  # per product: the float copy of a large uint8 batch stays at about 6 MB, which is also faster
 _ONE_LEVEL = 1.0 / 127.5  # one grey level of one pixel in [-1, 1]: directions that vary less are not blown up
 
 
@@ -58,7 +58,9 @@ class PatchCodecConfig:
                 f"{self.channels} channels; lower channels or enlarge patch"
             )
         if self.max_patches <= self.channels:
-            raise ValueError(f"patch codec: expected max_patches above {self.channels} channels, got {self.max_patches}")
+            raise ValueError(
+                f"patch codec: expected max_patches above {self.channels} channels, got {self.max_patches}"
+            )
 
     @property
     def patch_size(self) -> int:
@@ -133,7 +135,7 @@ class PatchCodec:
         *,
         config: PatchCodecConfig,
         generator: torch.Generator,
-    ) -> Self:
+    ) -> PatchCodec:
         """Fits both bases on a random subsample of patches.
 
         Args:
@@ -204,18 +206,21 @@ class PatchCodec:
         if latents.shape[1] != self.channels:
             raise ValueError(f"expected latents of {self.channels} channels, got shape {tuple(latents.shape)}")
         n, _, f, y, x = latents.shape
-        s, t = self.spatial, self.temporal
-        latents = latents.to(self.frame.basis.dtype)
-        first = self.frame.decode(rearrange(latents[:, :, 0], "n k y x -> (n y x) k"))
-        video = [rearrange(first, "(n y x) (p q c) -> n 1 (y p) (x q) c", y=y, x=x, p=s, q=s, c=3)]
-        if f > 1:
-            later = self.clip.decode(rearrange(latents[:, :, 1:], "n k f y x -> (n f y x) k"))
-            pattern = "(n f y x) (t p q c) -> n (f t) (y p) (x q) c"
-            video.append(rearrange(later, pattern, n=n, y=y, x=x, t=t, p=s, q=s, c=3))
-        levels = torch.cat(video, dim=1).add_(1.0).mul_(127.5).round_().clamp_(0.0, 255.0)
-        return levels.to(torch.uint8)
+        size = (1 + (f - 1) * self.temporal, y * self.spatial, x * self.spatial)
+        video = torch.empty((n, *size, 3), dtype=torch.uint8, device=latents.device)
+        rows = max(1, _CHUNK_PIXELS // math.prod(size))
+        for start in range(0, n, rows):
+            part = latents[start : start + rows].to(self.frame.basis.dtype)
+            first = self.frame.decode(rearrange(part[:, :, 0], "n k y x -> (n y x) k"))
+            s, out = self.spatial, video[start : start + rows]
+            out[:, 0] = rearrange(_levels(first), "(n y x) (p q c) -> n (y p) (x q) c", y=y, x=x, p=s, q=s)
+            if f > 1:
+                later = self.clip.decode(rearrange(part[:, :, 1:], "n k f y x -> (n f y x) k"))
+                pattern = "(n f y x) (t p q c) -> n (f t) (y p) (x q) c"
+                out[:, 1:] = rearrange(_levels(later), pattern, f=f - 1, y=y, x=x, t=self.temporal, p=s, q=s)
+        return video
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> PatchCodec:
         """The same codec on `device`."""
         return dataclasses.replace(self, frame=self.frame.to(device), clip=self.clip.to(device))
 
@@ -244,20 +249,26 @@ class PatchCodec:
         os.replace(partial, folder / "config.json")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> PatchCodec:
         """Inverse of `save`.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: another type or version, or tensors that do not fit the sizes.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"patch codec: expected config.json and model.safetensors in {folder}, no {name}")
+                raise FileNotFoundError(
+                    f"patch codec: expected config.json and model.safetensors in {folder}, no {name}"
+                )
         config, explained = _read_settings(folder / "config.json")
-        tensors = load_file(folder / "model.safetensors")
+        try:
+            tensors = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'model.safetensors'} is truncated or damaged ({error}); fit again") from error
         _require_shapes(tensors, config, folder)
         frame, clip = (
             LinearBasis(**{key: tensors[f"{name}.{key}"] for key in ("mean", "basis", "scale")})
@@ -278,7 +289,7 @@ def _read_settings(path: Path) -> tuple[PatchCodecConfig, dict[str, float]]:
 
 
 def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder: Path) -> None:
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for name, size in (("frame", config.patch_size), ("clip", config.patch_size * config.temporal)):
         expected[f"{name}.mean"] = (size,)
         expected[f"{name}.basis"] = (size, config.channels)
@@ -287,7 +298,13 @@ def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         listed = "; ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong)
-        raise ValueError(f"{folder / 'model.safetensors'}: tensors do not fit config.json ({listed}); fit the codec again")
+        raise ValueError(
+            f"{folder / 'model.safetensors'}: tensors do not fit config.json ({listed}); fit the codec again"
+        )
+
+
+def _levels(patches: Float[Tensor, "n d"]) -> UInt8[Tensor, "n d"]:
+    return patches.add_(1.0).mul_(127.5).round_().clamp_(0.0, 255.0).to(torch.uint8)
 
 
 def _frame_patches(frames: UInt8[Tensor, "n h w c"], s: int) -> UInt8[Tensor, "m d"]:
@@ -329,7 +346,10 @@ def _whiten(
 
 
 def _fit_clip_basis(
-    clips: UInt8[Tensor, "m t h w c"], frame_basis: Float[Tensor, "d r"], config: PatchCodecConfig, generator: torch.Generator
+    clips: UInt8[Tensor, "m t h w c"],
+    frame_basis: Float[Tensor, "d r"],
+    config: PatchCodecConfig,
+    generator: torch.Generator,
 ) -> tuple[LinearBasis, float]:
     """Basis of groups of frames: every frame on the leading frame directions, then principal components over time.
 

@@ -12,7 +12,6 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ class HashedTextEncoder:
         mask = torch.arange(self.length, device=self.device) < counts[:, None]
         return TextTokens(tokens=torch.stack([tokens for tokens, _ in rows]), mask=mask)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> HashedTextEncoder:
         """This encoder, giving its tokens on `device` from now on."""
         self.device = torch.device(device)
         self._sentences.clear()
@@ -81,7 +80,7 @@ class HashedTextEncoder:
         os.replace(partial, folder / "config.json")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> HashedTextEncoder:
         """Inverse of `save`.
 
         Raises:
