@@ -1,0 +1,309 @@
+"""Training windows from a dataset: batch number `step` is a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wamkit.data.features import ACTION, STATE
+from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
+from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.windows import WindowConfig, num_windows, select_rows, window_ends
+from wamkit.spec import RobotSpec, SpecMismatch, require_match
+from wamkit.types import Batch
+
+logger = logging.getLogger(__name__)
+
+VALUE_ADVICE = "write it with `wamkit data values`, then compute the statistics again"
+PREFETCH_DEPTH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRows:
+    """Which rows a batch is made of; row numbers count within the episode.
+
+    Args:
+        episode: int64 `[b]`, dataset episode.
+        position: int64 `[b]`, the same episode counted among those of the loader.
+        context: int64 `[b, P]`.
+        future: int64 `[b, chunk]`.
+        action: int64 `[b, A]`.
+        is_padded: bool `[b, A]`.
+    """
+
+    episode: np.ndarray
+    position: np.ndarray
+    context: np.ndarray
+    future: np.ndarray
+    action: np.ndarray
+    is_padded: np.ndarray
+
+
+class WindowLoader:
+    """Batches of windows, sampled uniformly over all windows of the dataset.
+
+    Numbers are normalised once and kept in memory. Frames are too (uint8, decoded once) when they fit the budget;
+    otherwise each batch decodes its own.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeSource,
+        config: WindowConfig,
+        *,
+        action: Normalizer,
+        state: Normalizer,
+        value: ValueTransform | None = None,
+        batch_size: int,
+        seed: int,
+        cameras: Sequence[str] | None = None,
+        robot: RobotSpec | None = None,
+        episodes: Sequence[int] | None = None,
+        cache_frames: int | Literal["auto"] = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Reads and checks every number of the dataset, and decodes its frames if they fit.
+
+        Args:
+            dataset: where episodes come from.
+            config: how windows are cut.
+            action: normaliser of the action column.
+            state: normaliser of the state column.
+            value: transform of the value column; `None` leaves values out, and then no value column is needed.
+            batch_size: windows per batch.
+            seed: of every draw.
+            cameras: cameras in view order; by default `robot`'s, else the dataset's.
+            robot: the robot that a policy is trained for; the dataset's must match it.
+            episodes: dataset episodes to use; by default all.
+            cache_frames: bytes that decoded frames may take; `auto` is a quarter of the free memory; 0 keeps none.
+            progress: called with (episodes decoded, episodes) while frames are decoded into memory.
+
+        Raises:
+            SpecMismatch: the dataset's cameras, sizes, channels or rates do not fit `robot`.
+            ValueError: a camera or episode is unknown, a column is missing, has another width than its normaliser or
+                holds a number that is not finite, or no episode is long enough for a window.
+        """
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"loader: expected batch_size >= 1 and seed >= 0, got {batch_size} and {seed}")
+        self.dataset, self.config, self.batch_size, self.seed = dataset, config, batch_size, seed
+        self.cameras = _choose_cameras(dataset, cameras, robot)
+        self._entries = _choose_episodes(dataset, episodes)
+        lengths = np.array([entry.length for entry in self._entries])
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self._window_ends = np.cumsum([num_windows(int(length), config) for length in lengths])
+        if self.num_windows == 0:
+            raise ValueError(
+                f"loader: expected an episode of 2 or more rows, got {len(lengths)} episodes of at most "
+                f"{lengths.max(initial=0)}; record longer ones"
+            )
+        self._actions, self._state, self._values = self._read_numbers(action, state, value)
+        self._lock = threading.Lock()  # a decoder is not safe to share between the prefetch thread and the caller
+        self._shape = self._frame_shape()
+        self._frames = self._decode_all(progress) if self._fits(cache_frames) else None
+
+    @property
+    def num_windows(self) -> int:
+        """Windows that a batch is drawn from."""
+        return int(self._window_ends[-1]) if len(self._window_ends) else 0
+
+    @property
+    def frames_in_memory(self) -> bool:
+        """Whether all frames were decoded into memory."""
+        return self._frames is not None
+
+    def rows(self, step: int) -> BatchRows:
+        """The rows of batch `step`, without reading anything.
+
+        Args:
+            step: 0 or more.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        flat = rng.integers(self.num_windows, size=self.batch_size)
+        position = np.searchsorted(self._window_ends, flat, side="right")
+        picked = []
+        for number, at in zip(flat.tolist(), position.tolist(), strict=True):
+            length = self._entries[at].length
+            ends = window_ends(length, self.config)
+            end = ends[number - int(self._window_ends[at])]  # negative: counts back from the episode's last window
+            picked.append(select_rows(length, end, self.config, rng))
+        return BatchRows(
+            episode=np.array([self._entries[at].index for at in position], dtype=np.int64),
+            position=position,
+            context=np.stack([rows.context for rows in picked]),
+            future=np.stack([rows.future for rows in picked]),
+            action=np.stack([rows.action for rows in picked]),
+            is_padded=np.stack([rows.is_padded for rows in picked]),
+        )
+
+    def batch(self, step: int, *, need_future: bool = True) -> Batch:
+        """Batch number `step`; the same numbers and pixels whenever and in whatever order it is asked for.
+
+        Args:
+            step: 0 or more.
+            need_future: whether future frames are wanted; without them `future` is `None` and nothing else changes.
+        """
+        rows = self.rows(step)
+        start = self._offsets[rows.position][:, None]
+        window = torch.from_numpy(start + rows.action)
+        frame_rows = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context
+        video = self._gather_frames(rows.position, frame_rows)
+        num_context = self.config.context
+        return Batch(
+            context=video[:, :, :num_context],
+            future=video[:, :, num_context:] if need_future else None,
+            state=self._state[torch.from_numpy(start[:, 0] + rows.context[:, -1])],
+            actions=self._actions[window],
+            future_state=self._state[window],
+            is_padded=torch.from_numpy(rows.is_padded),
+            value_targets=None if self._values is None else self._values[window],
+            task=[self._entries[at].task for at in rows.position],
+            episode_index=torch.from_numpy(rows.episode),
+        )
+
+    def iterate(self, start: int, stop: int, *, need_future: bool = True) -> Iterator[Batch]:
+        """Batches `start` … `stop - 1`, exactly those of `batch`; the next ones are prepared on another thread."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows") as pool:
+            pending: deque[Future[Batch]] = deque()
+            try:
+                for step in range(start, stop + PREFETCH_DEPTH):
+                    if step < stop:
+                        pending.append(pool.submit(self.batch, step, need_future=need_future))
+                    if step >= start + PREFETCH_DEPTH:
+                        yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _read_numbers(
+        self, action: Normalizer, state: Normalizer, value: ValueTransform | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        wanted: dict[str, Normalizer | ValueTransform] = {ACTION: action, STATE: state}
+        if value is not None:
+            wanted[VALUE] = value
+        read: dict[str, list[Tensor]] = {key: [] for key in wanted}
+        for entry in self._entries:
+            columns = self.dataset.columns(entry.index)
+            for key, transform in wanted.items():
+                column = numeric_column(columns, key, entry, advice=VALUE_ADVICE if key == VALUE else "")
+                if column.shape[1] != transform.width:
+                    raise ValueError(
+                        f"episode {entry.index}: expected {transform.width} channels in column {key!r} (as in the "
+                        f"statistics), got {column.shape[1]}; compute the statistics of this dataset"
+                    )
+                # In float64, so that the affine part loses nothing before the one rounding to float32.
+                exact = torch.from_numpy(column.astype(np.float64))
+                read[key].append(transform.normalize(exact).to(torch.float32))
+        joined = {key: torch.cat(parts) for key, parts in read.items()}
+        return joined[ACTION], joined[STATE], joined.get(VALUE)
+
+    def _frame_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels, read off the first frame of each camera."""
+        entry = self._entries[0]
+        shapes = {camera: self.dataset.frames(entry.index, camera, [0]).shape[1:] for camera in self.cameras}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(
+                f"loader: expected all cameras to have one size, got {shapes}; record them alike or choose cameras"
+            )
+        height, width, channels = shapes[self.cameras[0]]
+        robot = self.dataset.robot
+        for camera in robot.cameras if robot is not None else ():
+            if camera.name in self.cameras and (camera.height, camera.width) != (height, width):
+                raise SpecMismatch(
+                    f"camera {camera.name!r}: expected {camera.height}x{camera.width} px (the dataset's robot spec), "
+                    f"got frames of {height}x{width}; the video does not belong to this dataset"
+                )
+        return int(height), int(width), int(channels)
+
+    def _fits(self, cache_frames: int | Literal["auto"]) -> bool:
+        budget = _free_memory() // 4 if cache_frames == "auto" else cache_frames
+        needed = int(self._offsets[-1]) * len(self.cameras) * int(np.prod(self._shape))
+        if needed > budget:
+            logger.info("frames need %d MB, the budget is %d MB: decoding them per batch", needed >> 20, budget >> 20)
+        return needed <= budget
+
+    def _decode_all(self, progress: Callable[[int, int], None] | None) -> np.ndarray:
+        """Frames of every view, uint8 `[view * row, h * w * c]`: one axis, so that a batch is a single gather."""
+        num_rows, num_views = int(self._offsets[-1]), len(self.cameras)
+        frames = np.empty((num_views, num_rows, *self._shape), dtype=np.uint8)
+        for position, entry in enumerate(self._entries):
+            rows = slice(self._offsets[position], self._offsets[position + 1])
+            for view, camera in enumerate(self.cameras):
+                frames[view, rows] = self._decode(entry, camera, range(entry.length))
+            if progress is not None:
+                progress(position + 1, len(self._entries))
+        return frames.reshape(num_views * num_rows, -1)
+
+    def _decode(self, entry: EpisodeEntry, camera: str, indices: Sequence[int]) -> np.ndarray:
+        frames = self.dataset.frames(entry.index, camera, indices)
+        if frames.shape != (len(indices), *self._shape) or frames.dtype != np.uint8:
+            raise ValueError(
+                f"episode {entry.index}, camera {camera!r}: expected uint8 frames of shape "
+                f"{(len(indices), *self._shape)}, got {frames.dtype} of {frames.shape}; record the episode again"
+            )
+        return frames
+
+    def _gather_frames(self, position: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Frames uint8 `[b, v, t, h, w, c]` of rows `[b, t]` of the episodes at `position`."""
+        num_views = len(self.cameras)
+        if self._frames is not None:
+            view_start = (np.arange(num_views) * self._offsets[-1])[None, :, None]
+            index = self._offsets[position][:, None, None] + view_start + rows[:, None, :]
+            gathered = np.take(self._frames, index, axis=0)
+            return torch.from_numpy(gathered.reshape(*index.shape, *self._shape))
+        video = np.empty((len(position), num_views, rows.shape[1], *self._shape), dtype=np.uint8)
+        with self._lock:
+            for item, at in enumerate(position):
+                unique, inverse = np.unique(rows[item], return_inverse=True)
+                for view, camera in enumerate(self.cameras):
+                    video[item, view] = self._decode(self._entries[at], camera, unique.tolist())[inverse]
+        return torch.from_numpy(video)
+
+
+def _choose_cameras(dataset: EpisodeSource, cameras: Sequence[str] | None, robot: RobotSpec | None) -> tuple[str, ...]:
+    known = tuple(dataset.cameras)
+    if robot is not None:
+        if dataset.robot is None:
+            raise SpecMismatch(
+                f"expected a dataset that names its robot, to compare it with {robot.name!r}; this one (cameras "
+                f"{list(known)}) does not: record it with `wamkit record`, or add the robot to its info.json"
+            )
+        require_match(robot, dataset.robot, wanted_by="the policy", offered_by="the dataset")
+    chosen = tuple(cameras if cameras is not None else robot.camera_names if robot is not None else known)
+    missing = [name for name in chosen if name not in known]
+    if missing or not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"loader: expected distinct cameras among {list(known)}, got {list(chosen)}")
+    return chosen
+
+
+def _choose_episodes(dataset: EpisodeSource, episodes: Sequence[int] | None) -> list[EpisodeEntry]:
+    entries = {entry.index: entry for entry in dataset.episodes}
+    chosen = list(entries) if episodes is None else list(episodes)
+    missing = [index for index in chosen if index not in entries]
+    if missing or not chosen:
+        raise ValueError(f"loader: expected episodes among the dataset's {len(entries)}, got {missing or chosen}")
+    return [entries[index] for index in chosen]
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: what the machine can spare, within the container's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts memory that holds cached files, which the system gives back at once
+        available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        free = int(available[1]) * 1024 if available else free
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free

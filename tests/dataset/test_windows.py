@@ -1,0 +1,166 @@
+import logging
+
+import numpy as np
+import pytest
+
+from wamkit.data.windows import (
+    WindowConfig,
+    draw_end,
+    end_of_current,
+    num_windows,
+    select_rows,
+    window_ends,
+)
+
+
+def _rows_before_clipping(length, end, config, seed):
+    """The same window in the middle of a long episode, where nothing is clipped, moved back."""
+    shift = 10 * (config.action_horizon + config.context + length)
+    rows = select_rows(2 * shift + length, end + shift, config, np.random.default_rng(seed))
+    return rows.context - shift, rows.future - shift, rows.action - shift
+
+
+@pytest.mark.parametrize("first_row", [0, 1])
+@pytest.mark.parametrize(
+    ("pick", "context", "chunk", "horizon", "stretch"),
+    [
+        ("random", 4, 9, 36, 500),
+        ("random", 4, 9, 36, 39),
+        ("uniform", 4, 9, 36, 60),
+        ("uniform", 1, 3, 6, 7),
+        ("random", 1, 9, 9, 20),
+        ("random", 2, 1, 4, 5),
+        ("spaced", 3, 9, 18, 500),
+    ],
+)
+def test_check_11_index_selection(pick, context, chunk, horizon, stretch, first_row):
+    config = WindowConfig(
+        context=context,
+        chunk=chunk,
+        action_horizon=horizon,
+        sample_n_frames=stretch,
+        pick=pick,
+        spacing=4 if pick == "spaced" else 1,
+        first_row=first_row,
+    )
+    for length in range(2, 61):
+        for end in range(horizon, length + horizon + 1):
+            rows = select_rows(length, end, config, np.random.default_rng(end))
+            clip = lambda index: np.clip(index, first_row, length - 1)  # noqa: B023, E731
+            assert rows.context.shape == (context,)
+            assert rows.future.shape == (chunk,)
+            assert rows.action.shape == rows.is_padded.shape == (horizon,)
+            assert (np.diff(rows.context) >= 0).all()
+            assert rows.context[-1] == clip(end - horizon - 1)
+            for index in (rows.context, rows.future, rows.action):
+                assert index.min() >= first_row
+                assert index.max() <= length - 1
+            _, future, action = _rows_before_clipping(length, end, config, end)
+            assert set(future) <= set(action)
+            assert (np.diff(future) == config.stride).all()
+            assert future[0] == action[config.stride - 1]
+            assert future[-1] == action[-1] == end - 1
+            np.testing.assert_array_equal(rows.action, clip(action))
+            np.testing.assert_array_equal(rows.future, clip(future))
+            np.testing.assert_array_equal(rows.is_padded, action >= length)
+
+
+def test_reference_window_by_hand():
+    """T=10, A=6, chunk 3, current row 4: targets 5 … 10, of which row 10 does not exist."""
+    config = WindowConfig(context=3, chunk=3, action_horizon=6, sample_n_frames=9, pick="uniform", first_row=1)
+    rows = select_rows(10, 11, config, np.random.default_rng(0))
+    np.testing.assert_array_equal(rows.action, [5, 6, 7, 8, 9, 9])
+    np.testing.assert_array_equal(rows.is_padded, [False] * 5 + [True])
+    np.testing.assert_array_equal(rows.future, [6, 8, 9])
+    np.testing.assert_array_equal(rows.context, [2, 3, 4])  # candidates 2, 3, 4 of the stretch 2 … 10
+
+
+def test_memory_is_made_up_with_the_first_row_when_the_stretch_is_short():
+    config = WindowConfig(context=4, chunk=3, action_horizon=6, sample_n_frames=8, pick="random", first_row=1)
+    rows = select_rows(30, 20, config, np.random.default_rng(0))  # candidates 12 and 13
+    assert rows.context[-1] == 13
+    assert set(rows.context[:-1]) <= {1, 12}
+    assert (rows.context[:-1] == 1).sum() >= 2
+
+
+def test_action_offset_zero_pairs_the_observation_with_its_action():
+    config = WindowConfig(context=2, chunk=3, action_horizon=6, sample_n_frames=20, action_offset=0)
+    rows = select_rows(40, end_of_current(10, config), config, np.random.default_rng(0))
+    np.testing.assert_array_equal(rows.action, np.arange(10, 16))
+    np.testing.assert_array_equal(rows.future, [12, 14, 16])
+    assert rows.context[-1] == 10
+
+
+def test_random_memory_is_distinct_and_covers_every_candidate():
+    config = WindowConfig(context=3, chunk=3, action_horizon=3, sample_n_frames=9)
+    rng = np.random.default_rng(0)
+    seen = np.stack([select_rows(50, 33, config, rng).context for _ in range(400)])
+    assert (np.diff(seen, axis=1) > 0).all()
+    assert set(seen[:, :-1].ravel()) == set(range(24, 29))
+    assert set(seen[:, -1]) == {29}
+    counts = np.bincount(seen[:, :-1].ravel() - 24)
+    assert counts.min() > 120  # expectation 160 each
+
+
+def test_spaced_memory_is_the_closed_loops():
+    config = WindowConfig(context=4, chunk=3, action_horizon=6, pick="spaced", spacing=5)
+    for current, expected in [(0, [0, 0, 0, 0]), (5, [0, 0, 0, 5]), (12, [0, 2, 7, 12]), (17, [2, 7, 12, 17])]:
+        rows = select_rows(40, end_of_current(current, config), config, np.random.default_rng(0))
+        np.testing.assert_array_equal(rows.context, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_corrected_windows_have_a_current_row_and_an_action_inside(offset):
+    config = WindowConfig(context=2, chunk=3, action_horizon=6, action_offset=offset)
+    for length in range(1, 20):
+        ends = window_ends(length, config)
+        assert num_windows(length, config) == length - offset
+        for end in ends:
+            rows = select_rows(length, end, config, np.random.default_rng(0))
+            assert rows.context[-1] == end - 7
+            assert not rows.is_padded[0]
+
+
+def test_reference_windows_are_the_published_range():
+    config = WindowConfig(first_row=1)
+    assert list(window_ends(3, config)) == [36, 37, 38, 39]
+    assert num_windows(1, config) == 0
+    with pytest.raises(ValueError, match="2 or more rows"):
+        draw_end(1, config, np.random.default_rng(0))
+
+
+def test_draw_end_is_uniform():
+    config = WindowConfig(context=2, chunk=3, action_horizon=6)
+    rng = np.random.default_rng(0)
+    drawn = np.array([draw_end(6, config, rng) for _ in range(1000)])
+    assert set(drawn) == set(window_ends(6, config))
+    assert np.bincount(drawn)[list(window_ends(6, config))].min() > 140  # expectation 200 each
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"action_horizon": 20}, "multiple of chunk = 9"),
+        ({"sample_n_frames": 36}, "sample_n_frames above"),
+        ({"pick": "newest"}, "'random', 'uniform' or 'spaced'"),
+        ({"context": 0}, "context of 1 or more"),
+        ({"action_offset": 2}, "0 or 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        WindowConfig(**settings)
+
+
+def test_a_setting_without_effect_warns(caplog):
+    with caplog.at_level(logging.WARNING):
+        WindowConfig(pick="random", spacing=3)
+    assert "no effect" in caplog.text
+
+
+def test_out_of_range_is_refused():
+    config = WindowConfig()
+    with pytest.raises(ValueError, match="expected end between 36 and 46"):
+        select_rows(10, 47, config, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="more than 0 rows"):
+        select_rows(0, 36, config, np.random.default_rng(0))
