@@ -1,0 +1,132 @@
+"""The LeRobot v3.0 vocabulary: keys, features of a robot, Arrow types. Shared by reader, writer and inspection.
+
+Source: LeRobot dataset format v3.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from wamkit.data.video import VideoSettings
+from wamkit.spec import ChannelSpec, RobotSpec
+
+VERSION = "v3.0"
+INFO = "meta/info.json"
+TASKS = "meta/tasks.parquet"
+STATS = "meta/stats.json"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+
+ACTION = "action"
+STATE = "observation.state"
+IMAGES = "observation.images."
+REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
+
+WAMKIT = "wamkit"
+"""Our key in `info.json`: the robot spec, video settings, notes of recorders, settings of added columns."""
+METADATA_COLUMN = "wamkit/metadata"
+"""Our column of the episode table: a JSON object per episode (one type whatever the keys, so files can be joined)."""
+
+_INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+def camera_key(camera: str) -> str:
+    """Feature name of a camera."""
+    return f"{IMAGES}{camera}"
+
+
+def camera_name(key: str) -> str:
+    """Camera name of a feature; a key outside `observation.images.` is its own name."""
+    return key.removeprefix(IMAGES)
+
+
+def scalar_feature(dtype: str) -> dict[str, Any]:
+    """Feature of one number per row; LeRobot gives it the shape (1,) and stores a plain scalar."""
+    return {"dtype": dtype, "shape": [1], "names": None}
+
+
+def vector_feature(channels: tuple[ChannelSpec, ...]) -> dict[str, Any]:
+    """Feature of a float32 vector with one name per channel."""
+    return {"dtype": "float32", "shape": [len(channels)], "names": [channel.name for channel in channels]}
+
+
+def robot_features(robot: RobotSpec, *, fps: int, video: VideoSettings) -> dict[str, dict[str, Any]]:
+    """The `features` of `info.json` for what a robot records."""
+    features = {
+        camera_key(camera.name): {
+            "dtype": "video",
+            "shape": [camera.height, camera.width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.fps": fps,
+                "video.height": camera.height,
+                "video.width": camera.width,
+                "video.channels": 3,
+                "video.codec": video.codec,
+                "video.pix_fmt": video.pixel_format,
+                "video.is_depth_map": False,
+                "has_audio": False,
+            },
+        }
+        for camera in robot.cameras
+    }
+    features[STATE] = vector_feature(robot.state)
+    features[ACTION] = vector_feature(robot.action)
+    features[REWARD] = scalar_feature("float32")
+    features[DONE] = scalar_feature("bool")
+    features[SUCCESS] = scalar_feature("bool")
+    features["timestamp"] = scalar_feature("float32")
+    features |= {key: scalar_feature("int64") for key in _INDEX_FEATURES[1:]}
+    return features
+
+
+def is_video(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature lives in video files and has no column."""
+    return feature.get("dtype") == "video"
+
+
+def data_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+    """Arrow schema of the data files: fixed-size lists for vectors, plain scalars for shape (1,), no video columns.
+
+    Raises:
+        ValueError: a feature has a dtype that Arrow does not know.
+    """
+    columns = [(key, arrow_type(feature)) for key, feature in features.items() if not is_video(feature)]
+    return pa.schema(columns)
+
+
+def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
+    """Arrow type of a numeric feature of one or no axis beside time.
+
+    Raises:
+        ValueError: the dtype or the shape cannot be stored as a column.
+    """
+    names = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "int32": pa.int32()}
+    names |= {"bool": pa.bool_(), "uint8": pa.uint8(), "string": pa.string()}
+    if feature["dtype"] not in names or len(feature["shape"]) != 1:
+        raise ValueError(f"feature: expected a dtype in {sorted(names)} and one axis, got {dict(feature)}")
+    value = names[feature["dtype"]]
+    return value if list(feature["shape"]) == [1] else pa.list_(value, feature["shape"][0])
+
+
+def tasks_table(tasks: list[str]) -> pa.Table:
+    """`meta/tasks.parquet`: the sentence is a pandas index (row i is task i), as LeRobot writes and reads it."""
+    columns = {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
+            {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"},
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    for column in pandas["columns"]:
+        column["metadata"] = None
+    return pa.table(columns).replace_schema_metadata({"pandas": json.dumps(pandas)})

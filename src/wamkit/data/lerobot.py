@@ -1,0 +1,274 @@
+"""Read LeRobot datasets in place: metadata, rows, exact frames.
+
+Everything that can be checked without decoding is checked when a dataset is opened (files, row counts, video lengths), so
+that training does not stop hours later at a broken episode. `wamkit.data.inspect` looks deeper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+from PIL import Image
+
+from wamkit.data import features as words
+from wamkit.data.layout import LAYOUTS, DatasetError, EpisodeRecord, read_info
+from wamkit.data.video import VideoError, VideoReader, read_frames, require_length
+from wamkit.spec import RobotSpec
+
+__all__ = ["DatasetError", "EpisodeRecord", "LeRobotDataset", "VideoError"]
+
+
+class LeRobotDataset:
+    """A LeRobot dataset on disk, opened for reading. Methods may be called from several threads or processes.
+
+    Args:
+        root: folder that holds `meta/`, `data/` and `videos/`.
+        check: compare every data file and video header with the metadata now; inspection tools switch it off.
+
+    Raises:
+        FileNotFoundError: no such folder, not a dataset, or a file is missing.
+        DatasetError: unsupported version, or metadata and data disagree.
+        VideoError: a video is shorter than its episodes or cannot be opened.
+    """
+
+    def __init__(self, root: Path | str, *, check: bool = True) -> None:
+        self.root = Path(root)
+        self.info: dict[str, Any] = read_info(self.root)
+        self.features: dict[str, dict[str, Any]] = self.info["features"]
+        self._layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
+        self._camera_keys = {
+            words.camera_name(key): key
+            for key, feature in self.features.items()
+            if feature.get("dtype") in ("video", "image")
+        }
+        if check:
+            self._check()
+
+    @property
+    def fps(self) -> float:
+        """Frames, and rows, per second."""
+        return float(self.info["fps"])
+
+    @property
+    def robot(self) -> RobotSpec | None:
+        """The robot that was recorded, or `None` for a dataset that wamkit did not write."""
+        stored = self.wamkit.get("robot")
+        return None if stored is None else RobotSpec.from_dict(stored)
+
+    @property
+    def wamkit(self) -> dict[str, Any]:
+        """Our part of `info.json`: robot, video settings, notes of recorders, settings of added columns."""
+        return self.info.get(words.WAMKIT, {})
+
+    @property
+    def episodes(self) -> list[EpisodeRecord]:
+        """One record per episode, in order."""
+        return self._layout.episodes
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.episodes)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of rows over all episodes."""
+        return sum(episode.length for episode in self.episodes)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names (`observation.images.` cut off), in the order of the features."""
+        return tuple(self._camera_keys)
+
+    def columns(self, episode: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """An episode's rows, as stored.
+
+        Args:
+            episode: index.
+            names: feature keys to read; all that have a column when `None`.
+
+        Returns:
+            Feature key -> `[T, *shape]`; `[T]` for shape (1,), except `action` and `observation.state`, which are always
+            `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored.
+
+        Raises:
+            DatasetError: a name is unknown, or the rows disagree with the metadata.
+        """
+        known = [key for key, feature in self.features.items() if feature.get("dtype") not in ("video", "image")]
+        wanted = known if names is None else list(names)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise DatasetError(f"dataset {self.root} has the columns {known}, not {unknown}; choose among those")
+        record, place = self._record(episode), self._layout.place(episode)
+        table = self._rows(episode, [*wanted, "episode_index"])
+        owners = set(table["episode_index"].to_pylist())
+        if owners != {episode}:
+            raise DatasetError(
+                f"{place.data}: expected rows {place.first_row} to {place.first_row + record.length - 1} to belong to "
+                f"episode {episode}, got episodes {sorted(owners)}; the episode table does not fit the data, copy it again"
+            )
+        return {name: self._array(table[name], name, place.data) for name in wanted}
+
+    def frames(self, episode: int, camera: str, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
+        """Decode exactly the frames asked for.
+
+        Args:
+            episode: index.
+            camera: a name in `cameras`.
+            indices: frame numbers within the episode, in any order, repeats allowed; at least one.
+
+        Raises:
+            ValueError: unknown camera, or an index outside the episode.
+            VideoError: the video is short or damaged.
+        """
+        record, place = self._record(episode), self._layout.place(episode)
+        if camera not in self._camera_keys:
+            raise ValueError(f"dataset {self.root} has the cameras {list(self.cameras)}, not {camera!r}")
+        wanted = [int(index) for index in indices]
+        if not wanted or min(wanted) < 0 or max(wanted) >= record.length:
+            raise ValueError(
+                f"episode {episode} of {self.root}: expected frame indices from 0 to {record.length - 1}, got {wanted}"
+            )
+        key = self._camera_keys[camera]
+        if self.features[key]["dtype"] == "image":
+            return self._embedded_images(episode, key, wanted)
+        video = place.videos[key]
+        return read_frames(video.path, wanted, fps=self.fps, start_s=video.start_s, length=record.length)
+
+    def video_path(self, episode: int, camera: str) -> Path | None:
+        """The file that holds an episode's frames; `None` when they are embedded in the data file."""
+        place = self._layout.place(self._record(episode).index).videos.get(self._camera_keys[camera])
+        return None if place is None else place.path
+
+    def data_path(self, episode: int) -> Path:
+        """The Parquet file that holds an episode's rows."""
+        return self._layout.place(self._record(episode).index).data
+
+    def fingerprint(self) -> str:
+        """A hash of what is in the dataset: features, robot, episodes and their statistics, added columns' settings.
+
+        It does not depend on where the folder is, how rows are spread over files, or how a recording was interrupted.
+        """
+        features = {
+            key: {part: value for part, value in feature.items() if part != "info"}
+            for key, feature in self.features.items()
+        }
+        own = {key: value for key, value in self.wamkit.items() if key != "notes"}
+        episodes = [[episode.length, episode.tasks, episode.metadata] for episode in self.episodes]
+        facts = [self.fps, features, own, episodes, self._layout.statistics_rows()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _record(self, episode: int) -> EpisodeRecord:
+        if not 0 <= episode < self.num_episodes:
+            raise ValueError(
+                f"dataset {self.root}: expected an episode from 0 to {self.num_episodes - 1}, got {episode}"
+            )
+        return self.episodes[episode]
+
+    def _rows(self, episode: int, names: Sequence[str]) -> pa.Table:
+        """The episode's rows of a data file, reading only the row groups that hold them."""
+        record, place = self._record(episode), self._layout.place(episode)
+        first, last = place.first_row, place.first_row + record.length
+        try:
+            with pq.ParquetFile(place.data) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+                ends = np.cumsum(sizes)
+                groups = [g for g, end in enumerate(ends) if end > first and end - sizes[g] < last]
+                skipped = int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
+                table = file.read_row_groups(groups, columns=list(dict.fromkeys(names)))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"expected the data file {place.data}, found none; copy the dataset again"
+            ) from None
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(
+                f"{place.data}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
+            ) from error
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise DatasetError(f"{place.data}: expected the columns {missing}, found {table.column_names}")
+        table = table.slice(first - skipped, record.length)
+        if len(table) != record.length:
+            raise DatasetError(
+                f"{place.data}: expected {record.length} rows of episode {episode} from row {first}, got {len(table)}; "
+                "the file is shorter than the episode table says, copy it again"
+            )
+        return table
+
+    def _array(self, column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+        shape = tuple(self.features[name]["shape"])
+        if column.null_count:
+            raise DatasetError(f"{path}: column {name!r}: expected no empty cells, got {column.null_count}")
+        values = column.combine_chunks()
+        while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
+            values = values.flatten()
+        expected = len(column) * int(np.prod(shape))
+        if len(values) != expected:
+            raise DatasetError(
+                f"{path}: column {name!r}: expected shape {list(shape)} in every row ({expected} numbers), "
+                f"got {len(values)} numbers in {len(column)} rows; correct the feature's shape or record again"
+            )
+        array = values.to_numpy(zero_copy_only=False)
+        is_vector = shape != (1,) or name in (words.ACTION, words.STATE)
+        return array.reshape(len(column), *shape) if is_vector else array
+
+    def _embedded_images(self, episode: int, key: str, indices: list[int]) -> np.ndarray:
+        cells = self._rows(episode, [key])[key]
+        images = []
+        for index in indices:
+            cell = cells[index].as_py() or {}
+            if not cell.get("bytes"):
+                raise DatasetError(f"episode {episode}, frame {index}, {key}: expected image bytes, got {list(cell)}")
+            images.append(np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")))
+        return np.stack(images)
+
+    def _check(self) -> None:
+        total = int(self.info["total_frames"])
+        if self.num_frames != total:
+            raise DatasetError(
+                f"{self.root / words.INFO}: expected total_frames to be the episodes' {self.num_frames} rows, got {total}; "
+                "copy the metadata again"
+            )
+        rows: dict[Path, int] = {}
+        frames: dict[Path, int] = {}
+        for record in self.episodes:
+            place = self._layout.place(record.index)
+            rows[place.data] = max(rows.get(place.data, 0), place.first_row + record.length)
+            for video in place.videos.values():
+                end = round(video.start_s * self.fps) + record.length
+                frames[video.path] = max(frames.get(video.path, 0), end)
+        for path, expected in rows.items():
+            _check_rows(path, expected)
+        # Opening a file is mostly waiting; threads make a thousand videos cost a fraction of a second.
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(_check_video, frames, frames.values()))
+
+
+def _check_rows(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected the data file {path}, found none; copy the dataset again")
+    try:
+        found = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{path}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
+        ) from error
+    if found < expected:
+        raise DatasetError(
+            f"{path}: expected {expected} rows, got {found}; it is shorter than the episode table says, copy it again"
+        )
+
+
+def _check_video(path: Path, expected: int) -> None:
+    with VideoReader(path) as reader:
+        require_length(reader.info, path, num_frames=expected)
