@@ -1,0 +1,1 @@
+"""Pretrained transformer families; they know nothing of actions."""

@@ -1,0 +1,1 @@
+"""World-Value-Action: a multi-view video diffusion transformer with a value expert and an action expert."""

@@ -1,0 +1,304 @@
+"""Sizes and settings of WAV; importing this module loads no torch.
+
+Source: WAV (arXiv 2604.14732), sections 3 and 4 and its public configuration; see README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """One narrow transformer beside the video stream.
+
+    Args:
+        channels: width of its input and output vectors.
+        num_heads: attention heads.
+        head_dim: width per head.
+        rope_base: position scale of its rotary table.
+    """
+
+    channels: int
+    num_heads: int = 16
+    head_dim: int = 32
+    rope_base: float = 57.0
+
+    @property
+    def dim(self) -> int:
+        """Width of the expert."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The transformer: everything that decides a weight's name or shape.
+
+    Args:
+        latent_channels: channels of a latent pixel, in and out.
+        num_layers: blocks in every stream.
+        num_heads: heads of the video stream.
+        head_dim: width per head of the video stream.
+        text_width: width of text embeddings.
+        max_view: rows of the view table; 0 disables the view embedding.
+        cross_view_every: layers 0, n, 2n, … attend across views; 0 disables it.
+        norm_eps: of the blocks' norms.
+        value: the value expert, or `None`.
+        action: the action expert, or `None`; it reads the value expert when there is one.
+    """
+
+    latent_channels: int = 128
+    num_layers: int = 28
+    num_heads: int = 32
+    head_dim: int = 64
+    text_width: int = 4096
+    max_view: int = 3
+    cross_view_every: int = 3
+    norm_eps: float = 1e-6
+    value: ExpertConfig | None = None
+    action: ExpertConfig | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width of the video stream."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Which image codec and text encoder stand before the network.
+
+    Args:
+        video: `patch` (fitted in seconds) or `ltx` (pretrained, frozen).
+        spatial: pixels per latent pixel along one side.
+        temporal: frames per latent frame after the first.
+        text: `hash` (deterministic, no weights) or `t5` (pretrained, frozen).
+        text_length: text tokens, padded or truncated.
+        pretrained: folder holding the pretrained codecs (`vae/`, `text_encoder/`, `tokenizer/`); empty for fitted ones.
+    """
+
+    video: Literal["patch", "ltx"] = "ltx"
+    spatial: int = 32
+    temporal: int = 8
+    text: Literal["hash", "t5"] = "t5"
+    text_length: int = 128
+    pretrained: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WAVConfig:
+    """A complete WAV: network, codecs and the geometry of its windows.
+
+    Args:
+        network: the transformer.
+        codec: image codec and text encoder.
+        num_views: cameras.
+        image_size: pixels along one side of the square images.
+        num_context: memory frames P, the current one last.
+        num_future: future pixel frames (9 = 1 + 8: two latent frames).
+        action_horizon: action tokens Ta; a multiple of `num_future`.
+        action_dim: control channels, the first channels of an action token.
+        state_dim: state channels, the rest of an action token.
+        has_state_token: prepend the current state to the action tokens.
+        name: size name, for the record.
+    """
+
+    network: NetworkConfig
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    num_views: int = 2
+    image_size: int = 256
+    num_context: int = 4
+    num_future: int = 9
+    action_horizon: int = 36
+    action_dim: int = 7
+    state_dim: int = 8
+    has_state_token: bool = True
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if self.action_horizon % self.num_future:
+            raise ValueError(
+                f"expected action_horizon to be a multiple of num_future = {self.num_future} (one future frame per "
+                f"stride of actions), got {self.action_horizon}"
+            )
+        if self.image_size % self.codec.spatial:
+            raise ValueError(
+                f"expected image_size to be a multiple of the codec's {self.codec.spatial} px, got {self.image_size}"
+            )
+        if self.network.max_view and self.num_views > self.network.max_view:
+            raise ValueError(f"expected at most max_view = {self.network.max_view} cameras, got {self.num_views}")
+        for name, expert, width in (("action", self.network.action, self.token_dim),):
+            if expert is not None and expert.channels != width:
+                raise ValueError(f"expected {name} channels = action_dim + state_dim = {width}, got {expert.channels}")
+
+    @property
+    def stride(self) -> int:
+        """Actions per future frame."""
+        return self.action_horizon // self.num_future
+
+    @property
+    def token_dim(self) -> int:
+        """Channels of an action token: action and state of the same dataset row."""
+        return self.action_dim + self.state_dim
+
+    @property
+    def num_future_latents(self) -> int:
+        """Future latent frames."""
+        return (self.num_future - 1) // self.codec.temporal + 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames (memory and future), rows, columns."""
+        side = self.image_size // self.codec.spatial
+        return self.num_context + self.num_future_latents, side, side
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` inverts it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        try:
+            network = dict(data["network"])
+            for name in ("value", "action"):
+                network[name] = None if network.get(name) is None else ExpertConfig(**network[name])
+            values = {**data, "network": NetworkConfig(**network), "codec": CodecConfig(**data["codec"])}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            known = [item.name for item in dataclasses.fields(cls)]
+            raise ValueError(f"WAV config: expected the keys {known}, got {sorted(data)} ({error})") from error
+
+
+def libero() -> WAVConfig:
+    """The published single-arm size: 2 305 605 785 parameters."""
+    network = NetworkConfig(
+        value=ExpertConfig(channels=10, rope_base=57.0), action=ExpertConfig(channels=15, rope_base=54.0)
+    )
+    return WAVConfig(network=network, name="libero")
+
+
+def dualarm() -> WAVConfig:
+    """The published two-arm size: 2 305 626 285 parameters."""
+    network = NetworkConfig(
+        value=ExpertConfig(channels=17, rope_base=57.0), action=ExpertConfig(channels=28, rope_base=54.0)
+    )
+    return WAVConfig(
+        network=network, num_views=3, action_horizon=54, action_dim=14, state_dim=14, name="dualarm"
+    )
+
+
+def small(
+    *, num_views: int = 2, action_dim: int = 4, state_dim: int = 4, value_channels: int = 10
+) -> WAVConfig:
+    """A useful policy in a small simulator, trained on a CPU."""
+    network = NetworkConfig(
+        latent_channels=32,
+        num_layers=6,
+        num_heads=6,
+        head_dim=32,
+        text_width=64,
+        value=ExpertConfig(channels=value_channels, num_heads=4, head_dim=24, rope_base=57.0),
+        action=ExpertConfig(channels=action_dim + state_dim, num_heads=4, head_dim=32, rope_base=54.0),
+    )
+    return WAVConfig(
+        network=network,
+        codec=CodecConfig(video="patch", spatial=16, temporal=8, text="hash", text_length=12),
+        num_views=num_views,
+        image_size=64,
+        num_context=2,
+        num_future=9,
+        action_horizon=18,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        name="small",
+    )
+
+
+def tiny(*, num_views: int = 2, action_dim: int = 4, state_dim: int = 4, value_channels: int = 10) -> WAVConfig:
+    """Seconds on a CPU; the same code path as the published size."""
+    network = NetworkConfig(
+        latent_channels=8,
+        num_layers=2,
+        num_heads=2,
+        head_dim=16,
+        text_width=16,
+        value=ExpertConfig(channels=value_channels, num_heads=2, head_dim=8, rope_base=57.0),
+        action=ExpertConfig(channels=action_dim + state_dim, num_heads=2, head_dim=8, rope_base=54.0),
+    )
+    return WAVConfig(
+        network=network,
+        codec=CodecConfig(video="patch", spatial=16, temporal=8, text="hash", text_length=6),
+        num_views=num_views,
+        image_size=32,
+        num_context=2,
+        num_future=9,
+        action_horizon=9,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        name="tiny",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WAVObjective:
+    """What one training stage asks of WAV (paper section 4; public trainer).
+
+    Args:
+        video_weight: weight of the video loss; 0 skips the video target.
+        value_weight: weight of the value loss.
+        action_weight: weight of the action loss; 0 skips the action expert.
+        noisy_video: future video is pure noise (sigma 1), as it is at control time.
+        pure_value: the value tokens that the action expert reads are pure noise, as they are at control time.
+        memory_noise: memory frames are perturbed by up to this fraction of noise (`noise_to_first_frame`).
+        caption_dropout: probability of replacing a task sentence by the empty one.
+        reference_timesteps: tell the network the timesteps that the public trainer tells it, which disagree with the
+            actual noise level of pure-noise streams; `False` tells the truth.
+        num_draws: noise draws of value and action tokens per observation; they share one pass of the video stream.
+        mask_padding: leave out of the losses rows past the end of the episode.
+    """
+
+    video_weight: float = 0.0
+    value_weight: float = 0.0
+    action_weight: float = 0.0
+    noisy_video: bool = False
+    pure_value: bool = False
+    memory_noise: float = 0.0
+    caption_dropout: float = 0.0
+    reference_timesteps: bool = False
+    num_draws: int = 1
+    mask_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.video_weight == self.value_weight == self.action_weight == 0:
+            raise ValueError("expected at least one of video_weight, value_weight and action_weight above 0, got all 0")
+        if self.noisy_video and self.video_weight:
+            raise ValueError("noisy_video replaces the future by pure noise, so there is no video target; set video_weight=0")
+        if self.num_draws < 1:
+            raise ValueError(f"expected num_draws of 1 or more, got {self.num_draws}")
+
+    @property
+    def needs_future(self) -> bool:
+        """Whether future frames are read; pure noise replaces them otherwise."""
+        return not self.noisy_video
+
+
+def video_only() -> WAVObjective:
+    """Stage 1: the video stream learns to predict."""
+    return WAVObjective(video_weight=1.0, memory_noise=0.1, caption_dropout=0.06)
+
+
+def value_only() -> WAVObjective:
+    """Stage 2: the value expert learns to read the video stream."""
+    return WAVObjective(value_weight=1.0, noisy_video=True, memory_noise=0.01)
+
+
+def action_full() -> WAVObjective:
+    """Stage 3: everything learns to act."""
+    return WAVObjective(action_weight=1.0, noisy_video=True, pure_value=True, memory_noise=0.01)

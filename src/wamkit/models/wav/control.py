@@ -1,0 +1,231 @@
+"""One control step of WAV: the video stream is read once at pure noise, its keys and values kept for every denoising step.
+
+Source: WAV (arXiv 2604.14732), section 3.3 and its public pipeline.
+Differs: nothing is computed twice. Keys and values of the video stream are projected once per layer and candidate and
+shared by all value samples and denoising steps; text keys and values, memory latents and the constant modulations are
+computed once per control step or once per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from wamkit.flow import euler, sigma_schedule
+from wamkit.models.wav.experts import ExpertTokens
+from wamkit.models.wav.model import TextContext, WAVTransformer
+from wamkit.nn.attention import KeyValue
+from wamkit.nn.modulation import Modulation, Timesteps
+
+
+def to_tokens(latents: Float[Tensor, "*b c f h w"]) -> Float[Tensor, "*b l c"]:
+    """Latent frames to tokens ordered frame, row, column."""
+    return rearrange(latents, "... c f h w -> ... (f h w) c")
+
+
+def to_latents(tokens: Float[Tensor, "*b l c"], height: int, width: int) -> Float[Tensor, "*b c f h w"]:
+    """Inverse of `to_tokens`."""
+    return rearrange(tokens, "... (f h w) c -> ... c f h w", h=height, w=width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptFeatures:
+    """Keys and values of the video stream at pure noise, one per layer, projected for the experts that will read them."""
+
+    value: list[KeyValue] = field(default_factory=list)
+    action: list[KeyValue] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a control step yields.
+
+    Args:
+        actions: denoised action tokens (action channels, then state channels), normalised.
+        value: denoised value tokens, or `None` when not asked for.
+    """
+
+    actions: Float[Tensor, "b p a"]
+    value: Float[Tensor, "b y z"] | None
+
+
+class ControlStep:
+    """An encoded observation (a batch of them), ready to be searched over and decoded.
+
+    Args:
+        network: the transformer, in evaluation mode.
+        memory: memory latents, normalised.
+        num_future_latents: future latent frames.
+        value_length: value tokens.
+        text: from `WAVTransformer.read_text(…, keep=True)`.
+        state_token: zeros in the action channels, normalised current state in the rest; `None` for models without.
+        num_steps: Euler steps for actions and values.
+        max_rows: video rows (observation x candidate) per forward pass; bounds memory whatever the number of candidates.
+    """
+
+    def __init__(
+        self,
+        network: WAVTransformer,
+        *,
+        memory: Float[Tensor, "b v c f h w"],
+        num_future_latents: int,
+        value_length: int,
+        text: TextContext,
+        state_token: Float[Tensor, "b 1 a"] | None,
+        num_steps: int = 10,
+        max_rows: int = 64,
+    ):
+        self.network = network
+        self.memory = memory
+        self.text = text
+        self.state_token = state_token
+        self.sigmas = sigma_schedule(num_steps)
+        self.max_rows = max_rows
+        self.value_length = value_length
+        self.num_memory = memory.shape[3]
+        self.grid = (self.num_memory + num_future_latents, memory.shape[4], memory.shape[5])
+        self._rotation = network.rotation(self.grid, memory.device)
+        self._pure_noise = self.modulation(1.0)
+
+    @property
+    def video_shape(self) -> tuple[int, ...]:
+        """Shape of one candidate's latents, memory included: `v c f h w`."""
+        batch, views, channels, _, height, width = self.memory.shape
+        return views, channels, self.grid[0], height, width
+
+    def modulation(self, sigma: float) -> Modulation:
+        """Video modulation with clean memory frames and future frames at `sigma`; one row serves every candidate."""
+        area = self.grid[1] * self.grid[2]
+        level = torch.full((1,), 1000.0 * sigma, device=self.memory.device)
+        future = (self.grid[0] - self.num_memory) * area
+        timesteps = Timesteps.clean_then(self.num_memory * area, level, future)
+        return self.network.video_modulation(timesteps, self.memory.shape[1])
+
+    def with_memory(self, video: Float[Tensor, "b g v c f h w"]) -> Float[Tensor, "b g v c frames h w"]:
+        """Put the memory latents in front of future latents, or over the first frames of complete ones."""
+        future = video[..., -(self.grid[0] - self.num_memory) :, :, :]
+        memory = repeat(self.memory, "b v c f h w -> b g v c f h w", g=video.shape[1])
+        return torch.cat((memory.to(future.dtype), future), dim=-3)
+
+    def features(self, video: Float[Tensor, "b v c f h w"], *, value: bool, action: bool) -> KeptFeatures:
+        """One pass of the video stream at pure noise; hidden states are dropped as soon as they are projected."""
+        kept = KeptFeatures()
+        layers = self.network.video_layers(to_tokens(video), self._pure_noise, self.text, self._rotation)
+        for i, x in enumerate(layers):
+            hidden = rearrange(x, "b v l d -> b (v l) d")
+            if value:
+                kept.value.append(self.network.value.blocks[i].attn2.keys_values(hidden))
+            if action:
+                kept.action.append(self.network.action.blocks[i].attn2.keys_values(hidden))
+        return kept
+
+    @property
+    def value_shape(self) -> tuple[int, int]:
+        """Tokens and channels of one value noise."""
+        return self.value_length, self.network.value.config.channels
+
+    def values(
+        self,
+        video: Float[Tensor, "b g v c f h w"],
+        noise: Float[Tensor, "b g n y z"],
+        num_steps: int | None = None,
+    ) -> Float[Tensor, "b g n y z"]:
+        """Denoise value tokens of every candidate and sample; the `n` samples of a candidate share its features.
+
+        Candidates are processed in micro-batches, each reduced to its value curves before the next one starts, so that
+        memory does not grow with their number.
+
+        Args:
+            video: initial latents of the candidates, memory included.
+            noise: initial value noise.
+            num_steps: Euler steps; as many as for actions when `None`.
+        """
+        sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
+        batch, groups, samples = noise.shape[:3]
+        chunk = max(1, self.max_rows // batch)
+        curves = []
+        for start in range(0, groups, chunk):
+            part = slice(start, start + chunk)
+            rows = rearrange(video[:, part], "b g v c f h w -> (b g) v c f h w")
+            kept = self.features(rows, value=True, action=False).value
+            flat = rearrange(noise[:, part], "b g n y z -> (b g n) y z")
+            flat = euler(flat, lambda x, sigma, kept=kept: self._value_velocity(x, sigma, kept), sigmas)
+            curves.append(rearrange(flat, "(b g n) y z -> b g n y z", b=batch, n=samples))
+        return torch.cat(curves, dim=1)
+
+    def decode(
+        self,
+        video: Float[Tensor, "b v c f h w"],
+        *,
+        action_noise: Float[Tensor, "b p a"],
+        value_noise: Float[Tensor, "b y z"] | None,
+        with_value: bool = False,
+    ) -> Decoded:
+        """Denoise actions from one video noise and one value noise.
+
+        The action expert reads the value features of the *first* step at every step, as the released model was trained
+        to. With `with_value` the value is then denoised properly by further value steps.
+        """
+        network, value = self.network, None
+        kept = self.features(video, value=value_noise is not None, action=True)
+        value_features = None
+        if value_noise is not None:
+            first, hidden = self._value_step(value_noise, 1.0, kept.value, keep=True)
+            value_features = self.value_keys(hidden)
+            if with_value:
+                value = value_noise + (self.sigmas[1] - 1.0) * first
+                value = euler(value, lambda x, sigma: self._value_velocity(x, sigma, kept.value), self.sigmas[1:])
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            given = ExpertTokens(tokens=x, timestep=self._level(sigma), state_token=self.state_token)
+            return network.action.run(given, kept.action, value_features)[0]
+
+        return Decoded(actions=euler(action_noise, velocity, self.sigmas), value=value)
+
+    def imagine(
+        self,
+        video: Float[Tensor, "b v c f h w"],
+        num_steps: int | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Float[Tensor, "b v c future h w"]:
+        """Denoise the future video, memory frames held clean; returns future latents."""
+        sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
+        area = self.grid[1] * self.grid[2]
+        clean = to_tokens(video)[..., : self.num_memory * area, :]
+        done = 0
+
+        def velocity(future: Tensor, sigma: float) -> Tensor:
+            nonlocal done
+            modulation = self.modulation(sigma)
+            x = future
+            for x in self.network.video_layers(torch.cat((clean, future), dim=-2), modulation, self.text, self._rotation):
+                pass
+            done += 1
+            if on_step is not None:
+                on_step(done, len(sigmas) - 1)
+            return self.network.video_head(x, modulation)[..., clean.shape[-2] :, :]
+
+        future = euler(to_tokens(video)[..., clean.shape[-2] :, :], velocity, sigmas)
+        return to_latents(future, *self.grid[1:])
+
+    def value_keys(self, hidden: list[Tensor]) -> list[KeyValue]:
+        """Project value hidden states for the action expert."""
+        blocks = self.network.action.blocks
+        return [block.attn3.keys_values(x) for block, x in zip(blocks, hidden, strict=True)]
+
+    def _value_step(
+        self, x: Tensor, sigma: float, kept: list[KeyValue], keep: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self.network.value.run(ExpertTokens(tokens=x, timestep=self._level(sigma)), kept, keep=keep)
+
+    def _value_velocity(self, x: Tensor, sigma: float, kept: list[KeyValue]) -> Tensor:
+        return self._value_step(x, sigma, kept)[0]
+
+    def _level(self, sigma: float) -> Tensor:
+        # one level serves every row: all rows are at the same step
+        return torch.full((1,), 1000.0 * sigma, device=self.memory.device)

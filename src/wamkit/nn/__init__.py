@@ -1,0 +1,1 @@
+"""Layers that know nothing of robots: attention, rotary positions, feed-forward, timestep modulation."""
