@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Makes .venv ready on this machine: system packages, a virtual environment, the package with its development extras.
+# Running again takes a moment; an install that was killed is repaired. The scripts beside this one call it first.
+#
+#   WAMKIT_PYTHON=/path/to/python   use this Python (3.11 or newer) instead of the first one found
+#   MUJOCO_GL=egl                   the GPU renders, so the software GL library is not asked for
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+state=.venv/.wamkit-setup # "installing" while an install runs, afterwards a checksum of what was installed
+gl_package=libosmesa6     # software GL for MuJoCo
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+stop() {
+    say "$@"
+    exit 1
+}
+
+wanted() { { cat pyproject.toml constraints.txt && pwd; } | cksum; }
+
+is_recent() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' </dev/null 2>/dev/null; }
+can_make_venv() { "$1" -c 'import ensurepip, venv' </dev/null 2>/dev/null; }
+
+# Without software GL a machine with no working GPU cannot render. PyOpenGL finds the library the same way.
+has_gl() {
+    [ "$(uname -s)" = Linux ] && [ "${MUJOCO_GL:-osmesa}" = osmesa ] || return 0
+    "$1" -c 'import ctypes.util; ctypes.CDLL(ctypes.util.find_library("OSMesa") or "libOSMesa.so.8")' </dev/null 2>/dev/null
+}
+
+# Prints the first recent Python that can make a virtual environment, else the first recent one, else nothing.
+find_python() {
+    local candidate recent=""
+    for candidate in ${WAMKIT_PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 /usr/bin/python3}; do
+        is_recent "$candidate" || continue
+        recent=${recent:-$candidate}
+        if can_make_venv "$candidate"; then
+            recent=$candidate
+            break
+        fi
+    done
+    printf '%s' "$recent"
+}
+
+# Installs system packages as root; anyone else gets the command to run.
+install_system() {
+    command -v apt-get >/dev/null || stop "this machine lacks $*, which Debian and Ubuntu name so, and has no apt-get;" \
+        "install their counterparts with its own package manager and run this again"
+    if [ "$(id -u)" -ne 0 ]; then
+        stop "this machine lacks $*, and installing system packages needs root. Run
+
+    sudo apt-get update && sudo apt-get install -y $*
+
+and then this again."
+    fi
+    say "installing $* with apt-get"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null >&2 || say "apt-get update failed; going on with the package lists at hand"
+    apt-get install -y -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2 ||
+        stop "apt-get could not install $*; its message is above"
+}
+
+# On a machine without an NVIDIA driver the ordinary index would still give the CUDA build of torch (gigabytes).
+install_cpu_torch() {
+    [ "$(uname -s)" = Linux ] || return 0
+    if nvidia-smi >/dev/null 2>&1; then
+        say "NVIDIA driver found: torch is pip's default build"
+        return 0
+    fi
+    .venv/bin/python -c 'import importlib.metadata as m; wanted = "torch==" + m.version("torch").partition("+")[0]
+raise SystemExit(wanted not in open("constraints.txt").read().split())' </dev/null 2>/dev/null && return 0
+    if .venv/bin/python -m pip install -qq uv -c constraints.txt </dev/null >&2 &&
+        UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 .venv/bin/uv pip install --python .venv/bin/python --no-deps \
+            --torch-backend=cpu torch -c constraints.txt </dev/null 2>/dev/null; then
+        say "no NVIDIA driver: torch is the CPU build, installed with uv"
+    else
+        say "no NVIDIA driver, but uv could not fetch the CPU build of torch: it is the build that pip finds for constraints.txt"
+    fi
+}
+
+if command -v flock >/dev/null; then # two runs at once take turns
+    exec 9<.
+    flock 9
+fi
+
+if [ "$(cat "$state" 2>/dev/null)" = "$(wanted)" ] && .venv/bin/python -c 'import wamkit' </dev/null 2>/dev/null; then
+    has_gl .venv/bin/python || install_system "$gl_package"
+    exit 0
+fi
+
+if [ "$(cat "$state" 2>/dev/null)" = installing ]; then
+    say "the last installation was interrupted; making .venv anew"
+    rm -rf .venv
+elif [ -e .venv ] && ! { is_recent .venv/bin/python && .venv/bin/python -m pip --version </dev/null >/dev/null 2>&1; }; then
+    say ".venv has no working Python 3.11 or newer with pip; making it anew"
+    rm -rf .venv
+fi
+
+python=$(find_python)
+if [ -z "$python" ] && command -v "${WAMKIT_PYTHON:-python3}" >/dev/null; then
+    stop "expected Python 3.11 or newer, got $("${WAMKIT_PYTHON:-python3}" --version 2>&1 </dev/null | head -n 1);" \
+        "install a newer one, or name one: WAMKIT_PYTHON=/path/to/python3.11"
+fi
+missing=()
+[ -e .venv ] || can_make_venv "$python" || missing+=(python3-venv)
+has_gl "$python" || missing+=("$gl_package")
+if [ ${#missing[@]} -gt 0 ]; then
+    install_system "${missing[@]}"
+    python=$(find_python)
+    [ -e .venv ] || can_make_venv "$python" ||
+        stop "expected a Python 3.11 or newer that can make virtual environments, got ${python:-none}"
+    has_gl "$python" || stop "$gl_package is installed, but Python cannot load libOSMesa; try: ldconfig"
+fi
+
+if [ ! -e .venv ]; then
+    say "making .venv with $("$python" --version) ($python)"
+    mkdir .venv
+    echo installing >"$state"
+    "$python" -m venv .venv </dev/null >&2 || stop "$python -m venv .venv failed; its message is above"
+elif [ -e "$state" ]; then
+    echo installing >"$state" # a .venv that someone else made is not ours to delete, so it gets no such mark
+fi
+
+say "installing the package and its development extras into .venv (some minutes the first time)"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+[ -t 2 ] || export PIP_QUIET=2 # in a log errors alone, on a terminal pip's progress bars
+install_cpu_torch
+.venv/bin/python -m pip install -e ".[dev]" -c constraints.txt </dev/null >&2 ||
+    stop "pip could not install the package; its message is above. Run this again once that is mended."
+wanted >"$state"
+say "ready: .venv/bin/wamkit --help"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Set-up, then every gate a change must pass. Arguments go to pytest: bash runs/test.sh -k planner
+#
+#   WAMKIT_TEST_WORKERS=4   test processes (2 unless told otherwise)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash runs/setup.sh
+
+export PATH="$PWD/.venv/bin:$PATH"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the test processes share the cores; more threads only wait for each other
+failed=()
+
+gate() { # name, command...
+    printf '\n== %s\n' "$1"
+    "${@:2}" </dev/null || failed+=("$1")
+}
+
+gate "ruff check" ruff check
+gate "ruff format" ruff format --check
+gate "mypy" mypy
+gate "pytest" pytest -n "${WAMKIT_TEST_WORKERS:-2}" --dist worksteal "$@"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nFailed: %s\n' "${failed[*]}" >&2
+    exit 1
+fi
