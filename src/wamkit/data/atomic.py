@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL_SUFFIX = ".partial"
-# No space, over quota, over the process's file size limit: for the user all three mean "there is no room for this file".
+# No space, over quota, over the process's file size limit: to the user all three mean that the file has no room.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

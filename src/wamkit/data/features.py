@@ -117,16 +117,16 @@ def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
 def tasks_table(tasks: list[str]) -> pa.Table:
     """`meta/tasks.parquet`: the sentence is a pandas index (row i is task i), as LeRobot writes and reads it."""
     columns = {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
+    text = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    number = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     pandas = {
         "index_columns": ["task"],
         "column_indexes": [],
         "columns": [
-            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-            {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"},
+            {"name": "task_index", "field_name": "task_index"} | number,
+            {"name": "task", "field_name": "task"} | text,
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",
     }
-    for column in pandas["columns"]:
-        column["metadata"] = None
     return pa.table(columns).replace_schema_metadata({"pandas": json.dumps(pandas)})

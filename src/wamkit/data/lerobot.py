@@ -1,7 +1,7 @@
 """Read LeRobot datasets in place: metadata, rows, exact frames.
 
-Everything that can be checked without decoding is checked when a dataset is opened (files, row counts, video lengths), so
-that training does not stop hours later at a broken episode. `wamkit.data.inspect` looks deeper.
+What can be checked without decoding is checked when a dataset is opened (files, row counts, video lengths), so that
+training does not stop hours later at a broken episode. `wamkit.data.inspect` looks deeper.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class LeRobotDataset:
             names: feature keys to read; all that have a column when `None`.
 
         Returns:
-            Feature key -> `[T, *shape]`; `[T]` for shape (1,), except `action` and `observation.state`, which are always
-            `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored.
+            Feature key -> `[T, *shape]`; `[T]` for shape (1,), except `action` and `observation.state`, which are
+            always `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored.
 
         Raises:
             DatasetError: a name is unknown, or the rows disagree with the metadata.
@@ -115,7 +115,8 @@ class LeRobotDataset:
         if owners != {episode}:
             raise DatasetError(
                 f"{place.data}: expected rows {place.first_row} to {place.first_row + record.length - 1} to belong to "
-                f"episode {episode}, got episodes {sorted(owners)}; the episode table does not fit the data, copy it again"
+                f"episode {episode}, got episodes {sorted(owners)}; the episode table does not fit the data: copy the "
+                "dataset again"
             )
         return {name: self._array(table[name], name, place.data) for name in wanted}
 
@@ -187,9 +188,7 @@ class LeRobotDataset:
                 skipped = int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
                 table = file.read_row_groups(groups, columns=list(dict.fromkeys(names)))
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"expected the data file {place.data}, found none; copy the dataset again"
-            ) from None
+            raise _no_data(place.data) from None
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(
                 f"{place.data}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
@@ -236,8 +235,8 @@ class LeRobotDataset:
         total = int(self.info["total_frames"])
         if self.num_frames != total:
             raise DatasetError(
-                f"{self.root / words.INFO}: expected total_frames to be the episodes' {self.num_frames} rows, got {total}; "
-                "copy the metadata again"
+                f"{self.root / words.INFO}: expected total_frames to be the episodes' {self.num_frames} rows, "
+                f"got {total}; copy the metadata again"
             )
         rows: dict[Path, int] = {}
         frames: dict[Path, int] = {}
@@ -255,10 +254,10 @@ class LeRobotDataset:
 
 
 def _check_rows(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected the data file {path}, found none; copy the dataset again")
     try:
         found = pq.read_metadata(path).num_rows
+    except FileNotFoundError:
+        raise _no_data(path) from None
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(
             f"{path}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
@@ -272,3 +271,7 @@ def _check_rows(path: Path, expected: int) -> None:
 def _check_video(path: Path, expected: int) -> None:
     with VideoReader(path) as reader:
         require_length(reader.info, path, num_frames=expected)
+
+
+def _no_data(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"expected the data file {path}, found none; copy the dataset again or record it again")

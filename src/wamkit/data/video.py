@@ -17,12 +17,17 @@ from typing import Any, Literal, Self
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 # LeRobot accepts a frame whose time is off by at most this (seconds); our own files are exact.
 TIME_TOLERANCE_S = 1e-4
-# Decoding on past this many frames costs more than seeking to the key-frame before the next one (measured at 64 and 128 px).
+# Decoding on past this many frames costs more than seeking to the next one's key-frame (measured at 64 and 128 px).
 _SEEK_BEYOND_FRAMES = 8
+
+# From 17 on PyAV converts colours with a thread per core by default, and starting those takes ten times as long as
+# converting a small frame; before, there was no such argument.
+_CONVERSION: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
 _PRESETS = {"h264": "veryfast", "hevc": "veryfast", "av1": "12"}
@@ -111,7 +116,7 @@ def encode_video(frames: UInt8[np.ndarray, "t h w 3"], *, fps: int, settings: Vi
     }
     if settings.codec == "hevc":
         options["x265-params"] = "log-level=error:pools=none:frame-threads=1"
-    buffer = io.BytesIO()
+    buffer, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(_ENCODERS[settings.codec], rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, settings.pixel_format
@@ -120,6 +125,7 @@ def encode_video(frames: UInt8[np.ndarray, "t h w 3"], *, fps: int, settings: Vi
         stream.codec_context.time_base = Fraction(1, fps)
         for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = reformatter.reformat(frame, format=settings.pixel_format, **_CONVERSION)
             frame.pts, frame.time_base = index, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -148,6 +154,7 @@ class VideoReader:
         if not self._container.streams.video:
             self._container.close()
             raise _broken(path, "a video stream", "a file without one")
+        self._reformatter = VideoReformatter()
         self._stream: Any = self._container.streams.video[0]
         # A thread per core costs more to start than these small frames cost to decode; callers read files in parallel.
         self._stream.codec_context.thread_count = 1
@@ -208,7 +215,7 @@ class VideoReader:
                     continue
                 if frame.is_corrupt:
                     raise _broken(self.path, f"a whole frame at {target:.6f} s", "a damaged one")
-                found[target] = frame.to_ndarray(format="rgb24")
+                found[target] = self._reformatter.reformat(frame, format="rgb24", **_CONVERSION).to_ndarray()
                 following = next(remaining, None)
                 if following is None:
                     return found

@@ -1,8 +1,8 @@
 """Write LeRobot v3.0 datasets, one whole episode at a time.
 
 Each episode gets its own data file and its own video files (valid v3.0, where a file holds one or many episodes), all
-written beside their place and renamed; `meta/info.json`, renamed last, makes the episode count. Killing the process at any
-moment therefore leaves a dataset of all episodes completed before, and opening it again continues.
+written beside their place and renamed; `meta/info.json`, renamed last, makes the episode count. Killing the process at
+any moment therefore leaves a dataset of all episodes completed before, and opening it again continues.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class LeRobotWriter:
         stored = VideoSettings(**own["video"])
         if video is not None and video != stored:
             raise ValueError(
-                f"{self.root} was encoded with {stored}, the recording asks for {video}; use another folder"
+                f"{self.root} is encoded with {stored}, the recording asks for {video}; use another folder"
             )
         self._video, self._info = stored, info
         rows = LayoutV3(self.root, info).all_rows()
@@ -320,8 +320,8 @@ class LeRobotWriter:
             write_atomically(self.root / words.TASKS, _parquet_bytes(words.tasks_table(tasks)))
         write_atomically(self.root / words.EPISODES_PATH.format(**table_position), _parquet_bytes(table))
         self._write_stats(merged)
-        totals = {"total_episodes": index + 1, "total_frames": first + length, "total_tasks": len(tasks)}
-        totals["splits"] = {"train": f"0:{index + 1}"}
+        totals: dict[str, Any] = {"total_episodes": index + 1, "total_frames": first + length}
+        totals |= {"total_tasks": len(tasks), "splits": {"train": f"0:{index + 1}"}}
         if notes is not None:
             totals[words.WAMKIT] = self._info[words.WAMKIT] | {"notes": notes}
         self._write_info(self._info | totals)
