@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -50,6 +51,23 @@ def write_json_atomically(path: Path, data: Any) -> None:
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def lock_folder(root: Path) -> int:
+    """Lock a folder against other writers; closing the returned file handle unlocks it.
+
+    The lock is on the folder itself and the kernel drops it with the process, so a killed writer leaves nothing behind.
+
+    Raises:
+        BlockingIOError: another writer holds the lock.
+    """
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(f"{root}: something else is writing into this folder; wait for it or stop it") from None
+    return handle
 
 
 def remove_partial_files(root: Path) -> list[Path]:

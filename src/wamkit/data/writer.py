@@ -7,7 +7,6 @@ any moment therefore leaves a dataset of all episodes completed before, and open
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
-from wamkit.data.atomic import remove_partial_files, write_atomically, write_json_atomically
+from wamkit.data.atomic import lock_folder, remove_partial_files, write_atomically, write_json_atomically
 from wamkit.data.episode_stats import Stats, column_stats, from_columns, image_stats, merge_stats, to_columns
 from wamkit.data.layout import DatasetError, LayoutV3, read_info
 from wamkit.data.video import VideoSettings, encode_video
@@ -60,7 +59,7 @@ class LeRobotWriter:
             raise ValueError(f"expected a whole number of frames per second (LeRobot stores an integer), got {rate}")
         self._fps = int(rate)
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.root)
+        self._lock: int | None = lock_folder(self.root)
         try:
             removed = remove_partial_files(self.root)
             if (self.root / words.INFO).is_file():
@@ -198,8 +197,8 @@ class LeRobotWriter:
         own = info.get(words.WAMKIT, {})
         if "robot" not in own:
             raise DatasetError(
-                f"{self.root}: expected a dataset recorded by wamkit, found one without a robot spec; record into a new "
-                "folder"
+                f"{self.root}: expected a dataset recorded by wamkit, found one without a robot spec; record into a "
+                "new folder"
             )
         _require_same_robot(self.robot, RobotSpec.from_dict(own["robot"]), self.root)
         if info["fps"] != self._fps:
@@ -335,19 +334,6 @@ class LeRobotWriter:
     def _write_stats(self, merged: dict[str, Stats]) -> None:
         plain = {key: {name: value.tolist() for name, value in stats.items()} for key, stats in merged.items()}
         write_json_atomically(self.root / words.STATS, plain)
-
-
-def _lock(root: Path) -> int | None:
-    # A lock on the folder itself: the kernel drops it with the process, so a killed writer leaves nothing behind.
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(
-            f"{root}: another process is recording into this folder; wait for it or stop it"
-        ) from None
-    return handle
 
 
 def _require_same_robot(robot: RobotSpec, stored: RobotSpec, root: Path) -> None:
