@@ -1,0 +1,46 @@
+"""Simulators behind one interface; importing this room loads no simulator.
+
+`SUITES` is the table of suites; a suite's module is imported when its factory is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+SUITES: dict[str, str] = {"metaworld": "wamkit.envs.metaworld:MetaWorldFactory"}
+_TASKS: dict[str, str] = {"metaworld": "wamkit.envs.metaworld_tasks:task_names"}
+
+
+def suite_factory(name: str) -> Any:
+    """The factory class of a suite; calling it with options gives a picklable factory of simulators.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    return _load(SUITES, name)
+
+
+def suite_tasks(name: str) -> tuple[str, ...]:
+    """The task ids of a suite, without loading its simulator.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    return _load(_TASKS, name)()
+
+
+def choices_error(what: str, got: str, choices: Sequence[str]) -> ValueError:
+    """A `ValueError` for a name that does not exist, with a guess at what was meant and all choices."""
+    close = difflib.get_close_matches(got, choices, n=1, cutoff=0.5)
+    guess = f" did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"unknown {what} {got!r};{guess} choose among: {', '.join(choices)}")
+
+
+def _load(table: dict[str, str], name: str) -> Any:
+    if name not in table:
+        raise choices_error("suite", name, tuple(table))
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,220 @@
+"""Off-screen rendering of MuJoCo scenes: one GL context per process, several scenes, low-cost or stock look."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from wamkit.envs.base import CameraMatrices, Contact
+from wamkit.envs.gl import check_frame, choose_backend
+
+Rendering = Literal["low_cost", "stock"]
+RENDERING_NAMES: dict[str, str] = {"low_cost": "mujoco-low-cost", "stock": "mujoco-stock"}
+
+_CHECK_SCENE = """
+<mujoco><asset><texture name="t" type="2d" builtin="checker" rgb1=".9 .5 .2" rgb2=".1 .2 .6" width="64" height="64"/>
+<material name="m" texture="t" texrepeat="2 2"/></asset>
+<worldbody><light pos="0 0 3"/><geom type="plane" size="2 2 .1" material="m"/>
+<geom type="sphere" size=".4" pos="0 0 .4" rgba="0 .8 0 1"/><camera name="check" pos="0 -2 2" xyaxes="1 0 0 0 1 1"/>
+</worldbody></mujoco>
+"""
+
+
+def apply_rendering(model: Any, rendering: Rendering, height: int, width: int) -> None:
+    """Set the look and the size of the picture, before the scene's GL resources are made.
+
+    `low_cost` drops shadows (a 4096-pixel shadow map is most of the stock cost), reflections and 4x multisampling, and
+    makes the off-screen buffer as small as the picture; about ten times faster than `stock` on a CPU. The look is part
+    of the observation: its name is in `RobotSpec.rendering`.
+    """
+    if rendering == "low_cost":
+        model.light_castshadow[:] = 0
+        model.mat_reflectance[:] = 0
+        model.vis.quality.shadowsize = 0
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    else:
+        model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+
+
+class OffscreenRenderer:
+    """The process's GL context. Make it once, load scenes into it, close it at the end.
+
+    Several GL contexts in one process have been seen to give frames of noise or black, so a second one is refused while
+    the first is open; run other simulators in other processes (`WorkerPool`).
+
+    Args:
+        height: pixels of every picture.
+        width: pixels of every picture.
+        rendering: the look.
+
+    Raises:
+        RuntimeError: no OpenGL works here, its pictures are broken, or this process has an open context already.
+    """
+
+    _open: ClassVar[weakref.ref[OffscreenRenderer] | None] = None
+
+    def __init__(self, height: int, width: int, rendering: Rendering) -> None:
+        if OffscreenRenderer._open is not None and OffscreenRenderer._open() is not None:
+            raise RuntimeError(
+                "this process has an open simulator with a GL context, and a second context can corrupt pictures; "
+                "close the first, or run simulators in a WorkerPool"
+            )
+        self.height, self.width, self.rendering = height, width, rendering
+        self.backend = choose_backend()
+        import mujoco
+        import mujoco.gl_context
+
+        self._mujoco = mujoco
+        try:
+            self._context = mujoco.gl_context.GLContext(width, height)
+            self._context.make_current()
+        except Exception as error:
+            raise RuntimeError(f"cannot make an OpenGL context with MUJOCO_GL={self.backend}: {error}") from error
+        OffscreenRenderer._open = weakref.ref(self)
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self, model: Any) -> LoadedScene:
+        """Upload a model; its look and size are set here."""
+        apply_rendering(model, self.rendering, self.height, self.width)
+        self.make_current()
+        return LoadedScene(self, model)
+
+    def make_current(self) -> None:
+        """Claim the thread's GL state, which another library may have taken meanwhile.
+
+        Raises:
+            RuntimeError: the renderer is closed.
+        """
+        if self._context is None:
+            raise RuntimeError("the renderer is closed; make a new simulator")
+        self._context.make_current()
+
+    def close(self) -> None:
+        """Free the context; closing twice is fine."""
+        if self._context is not None:
+            self._context.free()
+            self._context = None
+            OffscreenRenderer._open = None
+
+    def _check(self) -> None:
+        model = self._mujoco.MjModel.from_xml_string(_CHECK_SCENE)
+        data = self._mujoco.MjData(model)
+        self._mujoco.mj_forward(model, data)
+        scene = self.load(model)
+        first, second = scene.render(data, "check"), scene.render(data, "check")
+        scene.close()
+        check_frame(first, second, self.backend)
+
+
+class LoadedScene:
+    """GL resources of one model; made by `OffscreenRenderer.load`."""
+
+    def __init__(self, renderer: OffscreenRenderer, model: Any) -> None:
+        mujoco = renderer._mujoco
+        self._mujoco, self._renderer, self.model = mujoco, renderer, model
+        self._scene = mujoco.MjvScene(model=model, maxgeom=model.ngeom + model.nsite + 64)
+        self._option = mujoco.MjvOption()
+        self._rect = mujoco.MjrRect(0, 0, renderer.width, renderer.height)
+        self._resources: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._resources)
+        self._pixels = np.empty((renderer.height, renderer.width, 3), dtype=np.uint8)
+        self._cameras = {model.camera(index).name: self._fixed_camera(index) for index in range(model.ncam)}
+
+    def render(self, data: Any, camera: str) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture of a model camera, rows from the top of the camera's own frame, as a view of a fresh array."""
+        self._draw(data, camera)
+        return self._pixels[::-1].copy()
+
+    def geom_ids(self, data: Any, camera: str) -> np.ndarray:
+        """The geom seen at each pixel, int `[h, w]`, -1 where there is none; rows as in `render`."""
+        flags, before = self._scene.flags, self._scene.flags.copy()
+        flags[self._mujoco.mjtRndFlag.mjRND_SEGMENT] = True
+        flags[self._mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+        try:
+            self._draw(data, camera)
+        finally:
+            flags[:] = before
+        codes = self._pixels[::-1].astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
+        geoms = np.full(self._scene.ngeom + 1, -1, dtype=np.int64)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.segid >= 0 and geom.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
+                geoms[geom.segid + 1] = geom.objid
+        return geoms[codes]
+
+    def close(self) -> None:
+        """Free the GL resources; closing twice is fine."""
+        if self._resources is not None:
+            self._renderer.make_current()
+            self._resources.free()
+            self._resources = None
+
+    def _draw(self, data: Any, camera: str) -> None:
+        mujoco = self._mujoco
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self.model, data, self._option, None, self._cameras[camera], everything, self._scene)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._resources)
+        mujoco.mjr_render(self._rect, self._scene, self._resources)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._resources)
+
+    def _fixed_camera(self, index: int) -> Any:
+        camera = self._mujoco.MjvCamera()
+        camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = index
+        return camera
+
+
+def camera_intrinsics(fovy_degrees: float, height: int, width: int) -> Float64[np.ndarray, "3 3"]:
+    """Pinhole matrix in pixels, square pixels, integer coordinates at pixel centres.
+
+    Args:
+        fovy_degrees: MuJoCo's vertical field of view, degrees.
+        height: pixels.
+        width: pixels.
+    """
+    focal = 0.5 * height / math.tan(math.radians(fovy_degrees) / 2)
+    return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
+
+
+def camera_matrices(model: Any, data: Any, camera: str, height: int, width: int) -> CameraMatrices:
+    """Matrices of a model camera's picture as `LoadedScene.render` gives it (before any turning upright)."""
+    index = model.camera(camera).id
+    pose = np.eye(4)
+    # MuJoCo cameras look along -z with y up; OpenCV cameras look along z with y down.
+    pose[:3, :3] = data.cam_xmat[index].reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])
+    pose[:3, 3] = data.cam_xpos[index]
+    return CameraMatrices(intrinsics=camera_intrinsics(float(model.cam_fovy[index]), height, width), pose=pose)
+
+
+def find_contacts(model: Any, data: Any, pad_geoms: frozenset[int]) -> list[Contact]:
+    """Contact points that involve one of the given geoms (finger pads)."""
+    import mujoco
+
+    contacts, force = [], np.zeros(6)
+    for index in range(data.ncon):
+        contact = data.contact[index]
+        geoms = (int(contact.geom1), int(contact.geom2))
+        if pad_geoms.isdisjoint(geoms):
+            continue
+        mujoco.mj_contactForce(model, data, index, force)
+        x, y, z = (float(number) for number in contact.pos)
+        first, second = (model.body(model.geom_bodyid[geom]).name for geom in geoms)
+        contacts.append(
+            Contact(
+                position=(x, y, z),
+                normal_force=float(force[0]),
+                distance=float(contact.dist),
+                bodies=(first, second),
+                is_pad=True,
+            )
+        )
+    return contacts
