@@ -1,0 +1,88 @@
+"""Stopping politely: signals become a request that the trainer answers after the current step; one run per folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked to stop, and how (`SIGTERM`, `SIGINT`)."""
+
+    signal: str | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a request; a second signal takes its usual effect at once.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+
+    Yields:
+        The request, filled in when a signal arrives.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number).name
+        for other in numbers:
+            signal.signal(other, before[other])
+
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the lock ends with the process, however it dies.
+
+    Raises:
+        ValueError: another process trains in this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is training in {folder}; wait for it, stop it, or choose another folder"
+            ) from error
+        yield
+
+
+def require_single_process() -> None:
+    """Refuse to run as one of several processes that would each believe they are alone and overwrite one another.
+
+    Raises:
+        RuntimeError: a launcher started several processes.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.strip() in ("", "1"):
+        return
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    state = f"a process group of {torch.distributed.get_world_size()}" if grouped else "no process group"
+    raise RuntimeError(
+        f"the environment says WORLD_SIZE={world}, with {state}; this trainer runs as one process, and "
+        f"{world} copies of it would overwrite each other's checkpoints. Start it "
+        "without the launcher (or with --nproc-per-node 1)"
+    )

@@ -1,0 +1,375 @@
+"""One trainer for every family: stages in order, atomic checkpoints, and a resume that equals never having stopped.
+
+Batch and random draws of step n are pure functions of (seed, stage, n), so weights, moments, moving average and
+position are the whole state. On one process and one kind of machine a resumed run is bit for bit the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wamkit.training.interrupt import StopRequest, only_run_in, require_single_process, stop_on_signals
+from wamkit.training.log import MetricsLog, TrainProgress
+from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
+from wamkit.training.prefetch import BatchSource, prefetched
+from wamkit.training.record import training_record
+from wamkit.training.stage import TrainStage, learning_rate_at, recipe_differences, resolved_recipe
+from wamkit.training.state import Checkpoint, CheckpointStore, Position
+from wamkit.types import Batch, Trainable
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is no longer finite; the message names stage, step and episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a call of `train` did.
+
+    Args:
+        folder: the run's folder, with `metrics.jsonl` and `checkpoints/`.
+        checkpoint: the newest checkpoint; a policy folder when `save_policy` was given.
+        resumed_from: the checkpoint this call started from, or `None`.
+        steps: optimiser steps done by this call.
+        stopped_by: name of the signal that stopped it before the end, or `None` when training is complete.
+        losses: stage -> loss of its last step, for the stages this call worked on.
+        wall_s: seconds of training over all calls.
+        training: the content for training.json.
+    """
+
+    folder: Path
+    checkpoint: Path
+    resumed_from: Path | None
+    steps: int
+    stopped_by: str | None
+    losses: dict[str, float]
+    wall_s: float
+    training: dict[str, Any]
+
+
+def train(
+    model: Trainable,
+    stages: Sequence[TrainStage],
+    make_batches: Callable[[TrainStage], BatchSource],
+    *,
+    folder: Path | str,
+    seed: int,
+    save_every: int,
+    save_policy: Callable[[Path, dict[str, Any]], None] | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = True,
+    device: torch.device | str = "cpu",
+    keep: int = 2,
+    recipe: Mapping[str, Any] | None = None,
+    data_fingerprint: str | None = None,
+) -> TrainReport:
+    """Run the stages in order, each from where the one before it ended; leaves the trained weights in `model.network`.
+
+    Calling it again with the same recipe continues after the newest checkpoint, or returns at once when all is done.
+    SIGTERM and SIGINT save after the current step and return.
+
+    Args:
+        model: what is trained; its `loss` draws from the generator it is given, which lives on `device`.
+        stages: in order.
+        make_batches: gives a stage's batches; batch number `step * accumulation + i` is the i-th of a step.
+        folder: `metrics.jsonl` and `checkpoints/` go there.
+        seed: of every draw.
+        save_every: steps between checkpoints; the last step of a stage is always saved.
+        save_policy: writes a policy folder to a path (with `write_policy`), given the content of training.json; called
+            while the network holds the weights to publish, averaged if the stage averages them.
+        log: called with every row of the metrics file, for instance to pass it on to a tracker.
+        resume: continue from the folder's newest checkpoint; `False` insists on a folder without checkpoints.
+        device: where the network and the batches go.
+        keep: newest checkpoints kept, besides the last one of each stage.
+        recipe: the caller's own settings (model configuration, data), plain or dataclasses; recorded, and compared when
+            resuming.
+        data_fingerprint: identifies the dataset; recorded, and compared when resuming.
+
+    Returns:
+        What was done, and where the newest checkpoint is.
+
+    Raises:
+        ValueError: an unknown part, a changed recipe, a damaged checkpoint, a folder in use; it says what to do.
+        RuntimeError: started as one of several processes.
+        TrainingDiverged: a loss or gradient is not finite; the last good checkpoint stays.
+        DiskFull: no room for a checkpoint; the last good one stays.
+    """
+    require_single_process()
+    if save_every < 1:
+        raise ValueError(f"expected save_every >= 1 steps, got {save_every}")
+    folder = Path(folder)
+    resolved = resolved_recipe(stages, seed, {**(recipe or {}), "data_fingerprint": data_fingerprint})
+    for stage in stages:
+        # An unknown part in the last stage must not be found out after the first has run.
+        with restored_requires_grad(model.network):
+            select_parameters(model, stage)
+    with only_run_in(folder):
+        store = CheckpointStore(folder / "checkpoints", keep)
+        latest = store.latest()
+        if latest is not None:
+            _require_same_run(latest, resolved, folder, resume)
+        run = _Run(
+            model=model,
+            stages=list(stages),
+            make_batches=make_batches,
+            seed=seed,
+            save_every=save_every,
+            save_policy=save_policy,
+            log=log,
+            device=torch.device(device),
+            store=store,
+            recipe=resolved,
+            record=training_record(recipe=resolved, seed=seed, data_fingerprint=data_fingerprint),
+        )
+        with restored_requires_grad(model.network), _training_mode(model.network), torch.random.fork_rng():
+            return run.execute(folder, latest)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One call of `train`: what it was given, and what it counts as it goes."""
+
+    model: Trainable
+    stages: list[TrainStage]
+    make_batches: Callable[[TrainStage], BatchSource]
+    seed: int
+    save_every: int
+    save_policy: Callable[[Path, dict[str, Any]], None] | None
+    log: Callable[[dict[str, Any]], None] | None
+    device: torch.device
+    store: CheckpointStore
+    recipe: dict[str, Any]
+    record: dict[str, Any]
+    started_s: float = field(default_factory=time.monotonic)
+    checkpoint: Path | None = None
+    steps: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def execute(self, folder: Path, latest: Checkpoint | None) -> TrainReport:
+        """Run what is left."""
+        first, position = 0, None
+        self.model.network.to(self.device)
+        if latest is not None:
+            latest.load_network(self.model.network)
+            self.checkpoint = latest.folder
+            self.started_s -= latest.position.wall_s
+            first = latest.position.stage_index + int(latest.position.finished)
+            position = (latest.position.stage, latest.position.step)
+            if first < len(self.stages):
+                logger.info("resuming after step %d of stage %r, from %s", position[1], position[0], latest.folder)
+        metrics = MetricsLog(folder / "metrics.jsonl", [stage.name for stage in self.stages], position)
+        stopped_by = None
+        with closing(metrics), stop_on_signals() as request, TrainProgress() as progress:
+            for index in range(first, len(self.stages)):
+                unfinished = latest if latest is not None and latest.position.stage_index == index else None
+                finished = self._run_stage(index, unfinished, request, metrics, progress)
+                if request.signal is not None and not (finished and index == len(self.stages) - 1):
+                    stopped_by = request.signal
+                    logger.warning("stopped by %s; saved in %s; run again to continue", stopped_by, self.checkpoint)
+                    break
+        assert self.checkpoint is not None
+        return TrainReport(
+            folder=folder,
+            checkpoint=self.checkpoint,
+            resumed_from=latest.folder if latest is not None else None,
+            steps=self.steps,
+            stopped_by=stopped_by,
+            losses=self.losses,
+            wall_s=time.monotonic() - self.started_s,
+            training=self.record,
+        )
+
+    def _run_stage(
+        self,
+        index: int,
+        unfinished: Checkpoint | None,
+        request: StopRequest,
+        metrics: MetricsLog,
+        progress: TrainProgress,
+    ) -> bool:
+        """Run a stage to its end, or until a stop is requested; says whether it ended."""
+        stage = self.stages[index]
+        trained = select_parameters(self.model, stage)
+        optimizer = make_optimizer(stage, trained)
+        average = MovingAverage(trained, stage.ema_decay) if stage.ema_decay is not None else None
+        first = 0
+        if unfinished is not None:
+            unfinished.load_optimizer(optimizer, trained, average)
+            first = unfinished.position.step
+        progress.start_stage(f"{index + 1}/{len(self.stages)} {stage.name}", first, stage.steps)
+        batches = prefetched(self.make_batches(stage), first * stage.accumulation, stage.steps * stage.accumulation)
+        finished = False
+        with closing(batches):
+            for step in range(first, stage.steps):
+                began_s = time.monotonic()
+                losses, grad_norm, num_samples = self._optimize(index, step, batches, trained, optimizer)
+                if step == first:
+                    _warn_about_idle_parts(self.model, stage, trained)
+                if average is not None:
+                    average.update(step)
+                finished = step + 1 == stage.steps
+                if finished and average is not None:
+                    average.adopt()
+                samples_per_s = num_samples / (time.monotonic() - began_s)
+                row = {
+                    "stage": stage.name,
+                    "step": step + 1,
+                    "loss": losses["loss"],
+                    "losses": {name: value for name, value in losses.items() if name != "loss"},
+                    "learning_rate": learning_rate_at(stage, step),
+                    "grad_norm": grad_norm,
+                    "samples_per_s": round(samples_per_s, 3),
+                    "wall_s": round(time.monotonic() - self.started_s, 3),
+                }
+                metrics.append(row)
+                if self.log is not None:
+                    self.log(row)
+                progress.step(step + 1, losses, samples_per_s)
+                self.steps += 1
+                self.losses[stage.name] = losses["loss"]
+                if finished or (step + 1) % self.save_every == 0 or request.signal is not None:
+                    metrics.sync()
+                    self.checkpoint = self.store.save(
+                        position=Position(
+                            stage_index=index,
+                            stage=stage.name,
+                            step=step + 1,
+                            finished=finished,
+                            wall_s=time.monotonic() - self.started_s,
+                        ),
+                        recipe=self.recipe,
+                        record=self.record,
+                        network=self.model.network,
+                        optimizer=optimizer,
+                        trained=trained,
+                        average=average,
+                        save_policy=self.save_policy,
+                    )
+                if request.signal is not None:
+                    break
+        return finished
+
+    def _optimize(
+        self,
+        index: int,
+        step: int,
+        batches: Iterator[Batch],
+        trained: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.AdamW,
+    ) -> tuple[dict[str, float], float, int]:
+        """One optimiser step: mean losses ("loss" is the total), norm of the gradient before clipping, samples."""
+        stage = self.stages[index]
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        episodes: list[int] = []
+        num_samples = 0
+        for micro in range(stage.accumulation):
+            batch = next(batches).to(self.device)
+            num_samples += len(batch.task)
+            episodes += batch.episode_index.tolist()
+            generator = step_generator(self.seed, index, step, micro, self.device)
+            loss, parts = self.model.loss(batch, stage.objective, generator)
+            values = {"loss": _scalar(loss, stage)} | {name: float(value.detach()) for name, value in parts.items()}
+            if not math.isfinite(values["loss"]):
+                raise self._diverged(f"loss {values['loss']} {values}", stage, step, episodes)
+            (loss / stage.accumulation).backward()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value / stage.accumulation
+        norm = float(nn.utils.clip_grad_norm_(trained.values(), stage.max_grad_norm))
+        if not math.isfinite(norm):
+            raise self._diverged(f"gradient norm {norm} at a finite loss {sums}", stage, step, episodes)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(stage, step)
+        optimizer.step()
+        return sums, norm, num_samples
+
+    def _diverged(self, what: str, stage: TrainStage, step: int, episodes: list[int]) -> TrainingDiverged:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+        return TrainingDiverged(
+            f"stage {stage.name!r}, step {step + 1}: expected a finite loss and gradient, got {what}; the "
+            f"batch came from episodes {sorted(set(episodes))}; {kept}. Inspect those episodes, or train in a "
+            f"new folder with a lower learning rate than {learning_rate_at(stage, step):g} or a longer warm-up"
+        )
+
+
+def step_generator(seed: int, stage_index: int, step: int, micro: int, device: torch.device) -> torch.Generator:
+    """The generator for one loss: a pure function of where training is.
+
+    PyTorch's global generator is seeded alike, so that modules which know no other (dropout) repeat as well.
+
+    Args:
+        seed: of the run.
+        stage_index: which stage, from 0.
+        step: optimiser steps of the stage completed before.
+        micro: which batch of the step.
+        device: where the generator draws.
+    """
+    state = np.random.SeedSequence([seed, stage_index, step, micro]).generate_state(2, np.uint32)
+    torch.manual_seed(int(state[0]))
+    return torch.Generator(device).manual_seed(int(state[1]))
+
+
+def _require_same_run(latest: Checkpoint, recipe: dict[str, Any], folder: Path, resume: bool) -> None:
+    if not resume:
+        raise ValueError(
+            f"expected a folder without checkpoints, {folder} holds a run up to {latest.folder.name}; resume it, or "
+            "choose another folder"
+        )
+    differences = recipe_differences(latest.recipe, recipe)
+    if differences:
+        listed = "\n  - ".join(differences)
+        raise ValueError(
+            f"the run in {folder} was started with another recipe:\n  - {listed}\n"
+            "Resume with the recipe it was started with, or train in another folder."
+        )
+    if latest.torch_version != torch.__version__:
+        logger.warning(
+            "%s was written with torch %s, this is %s: the run continues, but not bit for bit",
+            latest.folder,
+            latest.torch_version,
+            torch.__version__,
+        )
+
+
+def _scalar(loss: Tensor, stage: TrainStage) -> float:
+    if loss.ndim != 0:
+        raise ValueError(f"stage {stage.name!r}: expected a scalar loss, got shape {list(loss.shape)}; average it")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"stage {stage.name!r}: the loss does not depend on the trained parts {list(stage.train)}; choose parts "
+            f"that the objective {stage.objective!r} reaches"
+        )
+    return float(loss.detach())
+
+
+def _warn_about_idle_parts(model: Trainable, stage: TrainStage, trained: Mapping[str, nn.Parameter]) -> None:
+    for part in stage.train:
+        names = model.parts()[part]
+        if names and all(trained[name].grad is None for name in names):
+            logger.warning(
+                "stage %r trains the part %r, but its loss does not reach it: it stays as it is", stage.name, part
+            )
+
+
+@contextmanager
+def _training_mode(network: nn.Module) -> Iterator[None]:
+    before = {module: module.training for module in network.modules()}
+    network.train()
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
