@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
-from wamkit.data.atomic import lock_folder, write_atomically, write_json_atomically
+from wamkit.data.folder import lock_folder, write_bytes, write_json
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 
 
@@ -56,7 +56,7 @@ def write_column(
         info = dataset.info | {"features": bare, words.WAMKIT: own | {"columns": columns}}
         info[words.WAMKIT].pop(name, None)
         if name in dataset.features:
-            write_json_atomically(root / words.INFO, info)
+            write_json(root / words.INFO, info)
         files: dict[Path, list[int]] = {}
         for episode in dataset.episodes:
             files.setdefault(dataset.data_path(episode.index), []).append(episode.index)
@@ -65,7 +65,7 @@ def write_column(
             _rewrite(path, name, np.concatenate(parts), words.arrow_type(feature))
         info["features"] = bare | {name: feature}
         info[words.WAMKIT] |= {"columns": [*columns, name], name: settings}
-        write_json_atomically(root / words.INFO, info)
+        write_json(root / words.INFO, info)
     finally:
         os.close(lock)
 
@@ -104,4 +104,4 @@ def _rewrite(path: Path, name: str, values: np.ndarray, kind: pa.DataType) -> No
                 kept = table.drop_columns([name]) if name in table.column_names else table
                 start += len(table)
                 writer.write_table(kept.append_column(pa.field(name, kind), column), row_group_size=len(table))
-    write_atomically(path, memoryview(sink.getvalue()))
+    write_bytes(path, memoryview(sink.getvalue()))

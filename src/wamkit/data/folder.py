@@ -1,0 +1,59 @@
+"""A dataset's folder while it is written: one writer at a time, whole files only, leftovers of a kill removed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from wamkit.atomic import atomic_file
+
+
+def lock_folder(root: Path) -> int:
+    """Lock a folder against other writers; closing the returned file handle unlocks it.
+
+    The lock is on the folder itself and the kernel drops it with the process, so a killed writer leaves nothing behind.
+
+    Raises:
+        BlockingIOError: another writer holds the lock.
+    """
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(f"{root}: something else is writing into this folder; wait for it or stop it") from None
+    return handle
+
+
+def remove_partial_files(root: Path) -> list[Path]:
+    """Delete what killed writers left under `root`; returns what was deleted."""
+    left = sorted(root.rglob(".*.partial"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        DiskFull: no room; what was at `path` is untouched.
+        OSError: the folder is not writable.
+    """
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`write_bytes` of a JSON document, indented, keys in the order given.
+
+    Raises:
+        OSError: as `write_bytes`.
+        ValueError: `data` holds a NaN or infinity, which JSON has no word for.
+        TypeError: `data` holds something that JSON cannot express.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
