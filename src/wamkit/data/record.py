@@ -1,15 +1,16 @@
 """Record demonstrations: run attempts until each task has enough successes, drop and count the failures.
 
 An attempt is a task and a number; whoever runs it derives layout and seed from the two, so a number names one outcome.
-Episodes enter the dataset by task, then by attempt number, whatever order workers finish in, and the position reached is
-stored in the same instant as the episode. Killed and started again, a recording ends in the dataset that an uninterrupted
-one gives. This module knows no simulator: attempts come from an iterator.
+Episodes enter the dataset by task, then by attempt number, whatever order workers finish in, and the position reached
+is stored in the same instant as the episode. Killed and started again, a recording ends in the dataset that an
+uninterrupted one gives. This module knows no simulator: attempts come from an iterator.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,8 +146,8 @@ class RecordingPlan:
         counts = {task: {**counts, "reasons": dict(counts["reasons"])} for task, counts in self._counts.items()}
         return self.writer.notes | {_NOTES: counts}
 
-    def accept(self, attempt: Attempt) -> Iterator[tuple[str, Episode]]:
-        """Take an outcome; give the episodes whose turn has come, counted, with their task names.
+    def accept(self, attempt: Attempt) -> Iterator[Episode]:
+        """Take an outcome; give the successful episodes whose turn has come, one by one as each is counted.
 
         Raises:
             ValueError: the attempt was not asked for, or its outcome is known already.
@@ -164,7 +165,7 @@ class RecordingPlan:
             while (index := self._counted(task)) in self._arrived[task]:
                 episode = self._count(task, index, self._arrived[task].pop(index))
                 if episode is not None:
-                    yield task, episode
+                    yield episode
             if not self._is_settled(task):
                 return
 
@@ -245,22 +246,31 @@ def record(
     """
     started, writer = time.monotonic(), plan.writer
     episodes_before, frames_before = writer.num_episodes, writer.num_frames
-    queued: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as encoder:
+    queued: deque[Future[None]] = deque()
+    failed = threading.Event()
+
+    def write(episode: Episode, notes: dict[str, Any]) -> None:
+        # Behind an episode that could not be written no other may be: it would hide the gap from the next call.
+        if failed.is_set():
+            return
         try:
-            for attempt in attempts:
-                for _, episode in plan.accept(attempt):
-                    queued.append(encoder.submit(writer.add, episode, notes=plan.notes()))
-                while queued and (queued[0].done() or len(queued) > _MAX_QUEUED):
-                    queued.popleft().result()
-                if progress is not None:
-                    progress(plan.progress())
-            while queued:
+            writer.add(episode, notes=notes)
+        except BaseException as error:
+            failed.set()
+            logger.error("episode not written: %s", error)
+            raise
+
+    # Leaving the block waits for the queue, so an interrupt (Ctrl-C) loses no finished episode.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as encoder:
+        for attempt in attempts:
+            for episode in plan.accept(attempt):
+                queued.append(encoder.submit(write, episode, plan.notes()))
+            while queued and (queued[0].done() or len(queued) > _MAX_QUEUED):
                 queued.popleft().result()
-        finally:
-            # After an error the episodes behind it must not be written: they would leave a gap before them.
-            for future in queued:
-                future.cancel()
+            if progress is not None:
+                progress(plan.progress())
+        while queued:
+            queued.popleft().result()
     if plan.notes() != writer.notes:
         writer.set_notes(plan.notes())
     report = RecordReport(

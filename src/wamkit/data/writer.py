@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
+from wamkit.data.atomic import lock_folder, remove_partial_files, write_atomically, write_json_atomically
 from wamkit.data.episode_stats import Stats, column_stats, from_columns, image_stats, merge_stats, to_columns
-from wamkit.data.folder import lock_folder, remove_partial_files, write_bytes, write_json
 from wamkit.data.layout import DatasetError, LayoutV3, read_info
 from wamkit.data.video import VideoSettings, encode_video
 from wamkit.episode import Episode
@@ -112,12 +112,12 @@ class LeRobotWriter:
                 key, frames = words.camera_key(camera.name), episode.video[camera.name]
                 path = self.root / words.VIDEO_PATH.format(video_key=key, **at)
                 written.append(path)
-                write_bytes(path, encode_video(frames, fps=self._fps, settings=self._video))
+                write_atomically(path, encode_video(frames, fps=self._fps, settings=self._video))
                 stats[key] = image_stats(frames)
             stats |= {key: column_stats(values) for key, values in columns.items()}
             path = self.root / words.DATA_PATH.format(**at)
             written.append(path)
-            write_bytes(path, _parquet_bytes(self._data_table(columns)))
+            write_atomically(path, _parquet_bytes(self._data_table(columns)))
             self._commit(episode, tasks, stats, notes)
         except BaseException:
             for path in written:
@@ -316,8 +316,8 @@ class LeRobotWriter:
         table = line if table is None else pa.concat_tables([table, line.cast(table.schema)]).combine_chunks()
         merged = _merged(self._merged, stats)
         if len(tasks) != len(self._tasks):
-            write_bytes(self.root / words.TASKS, _parquet_bytes(words.tasks_table(tasks)))
-        write_bytes(self.root / words.EPISODES_PATH.format(**table_position), _parquet_bytes(table))
+            write_atomically(self.root / words.TASKS, _parquet_bytes(words.tasks_table(tasks)))
+        write_atomically(self.root / words.EPISODES_PATH.format(**table_position), _parquet_bytes(table))
         self._write_stats(merged)
         totals: dict[str, Any] = {"total_episodes": index + 1, "total_frames": first + length}
         totals |= {"total_tasks": len(tasks), "splits": {"train": f"0:{index + 1}"}}
@@ -328,12 +328,12 @@ class LeRobotWriter:
         self._position = _next_file(self._position)
 
     def _write_info(self, info: dict[str, Any]) -> None:
-        write_json(self.root / words.INFO, info)
+        write_json_atomically(self.root / words.INFO, info)
         self._info = info
 
     def _write_stats(self, merged: dict[str, Stats]) -> None:
         plain = {key: {name: value.tolist() for name, value in stats.items()} for key, stats in merged.items()}
-        write_json(self.root / words.STATS, plain)
+        write_json_atomically(self.root / words.STATS, plain)
 
 
 def _require_same_robot(robot: RobotSpec, stored: RobotSpec, root: Path) -> None:

@@ -36,7 +36,7 @@ def remove_partial_files(root: Path) -> list[Path]:
     return left
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a whole file or nothing.
 
     Raises:
@@ -47,13 +47,13 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         partial.write_bytes(data)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """`write_bytes` of a JSON document, indented, keys in the order given.
+def write_json_atomically(path: Path, data: Any) -> None:
+    """`write_atomically` of a JSON document, indented, keys in the order given.
 
     Raises:
-        OSError: as `write_bytes`.
+        OSError: as `write_atomically`.
         ValueError: `data` holds a NaN or infinity, which JSON has no word for.
         TypeError: `data` holds something that JSON cannot express.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_atomically(path, (text + "\n").encode())
