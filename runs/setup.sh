@@ -54,9 +54,11 @@ and then this again."
     fi
     say "installing $* with apt-get"
     export DEBIAN_FRONTEND=noninteractive
+    local log
     apt-get update -qq </dev/null >&2 || say "apt-get update failed; going on with the package lists at hand"
-    apt-get install -y -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2 ||
-        stop "apt-get could not install $*; its message is above"
+    log=$(apt-get install -y -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null 2>&1) || stop "apt-get cannot install $*:
+
+$log"
 }
 
 # On a machine without an NVIDIA driver the ordinary index would still give the CUDA build of torch (gigabytes).

@@ -1,0 +1,124 @@
+"""`wamkit <command>`: the table of commands, and what happens to their errors.
+
+A command is a module with `Options`, a frozen dataclass or a union of them (its sub-commands), and
+`run(options) -> int`, whose result is the exit status. Its module is imported when the command is chosen, so help comes
+at once.
+
+Exit status: 0 done; 1 the command says no (a failed check); 2 wrong use, wrong data or a machine that lacks something,
+with one message; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from wamkit import __version__
+
+
+class Command(NamedTuple):
+    """Where a command lives, and its line in the help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),
+}
+
+
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; `sys.argv` when `None`.
+        commands: the table to choose from.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_debug = "--debug" in arguments or os.environ.get("WAMKIT_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview(commands))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"wamkit {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in commands:
+        print(_unknown(name, commands), file=sys.stderr)
+        return 2
+    return _run(name, commands[name].module, rest, is_debug=is_debug)
+
+
+def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("wamkit").setLevel(logging.DEBUG if is_debug else logging.INFO)
+    try:
+        import tyro
+
+        command = importlib.import_module(module)
+        options = tyro.cli(
+            command.Options,
+            prog=f"wamkit {name}",
+            description=command.__doc__,
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        status: int = command.run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(f"wamkit {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left. Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if is_debug:
+            traceback.print_exc()
+        print(f"wamkit {name}: error: {_explained(error)}", file=sys.stderr)
+        return 2
+
+
+def _explained(error: Exception) -> str:
+    """The error's own message, and what to do where the message cannot know."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{message}. The disk is full: free some space and run the same command again."
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] != "wamkit":
+        return f"{message}. Install what this command needs, for instance with: bash runs/setup.sh"
+    return message
+
+
+def _overview(commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    listed = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in commands.items())
+    return (
+        f"wamkit {__version__}: world-action models, from recording to closed-loop evaluation\n\n"
+        f"usage: wamkit <command> [options]\n\ncommands:\n{listed}\n\n"
+        "wamkit <command> --help   the options of a command\n"
+        "wamkit --version          the version\n"
+        "--debug                   with any command: show the traceback of an error (or set WAMKIT_DEBUG=1)"
+    )
+
+
+def _unknown(name: str, commands: Mapping[str, Command]) -> str:
+    close = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    guess = f"; perhaps you meant: wamkit {close[0]}" if close else ""
+    return f"wamkit: error: unknown command {name!r}{guess}\ncommands: {', '.join(commands)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

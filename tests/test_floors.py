@@ -1,0 +1,92 @@
+"""The house has floors: a module imports downwards only, and rooms that stand apart never import each other."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
+FLOORS = (
+    ("spec", "episode", "types", "atomic", "trace"),
+    ("flow", "masks", "twohot", "nn"),
+    ("codecs", "backbones"),
+    ("data", "models", "envs"),
+    ("planning", "checkpoint", "model_card", "chunking", "policy", "rollout"),
+    ("training", "evaluation", "serving"),
+    ("recipes",),
+    ("cli", "verify", "doctor"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+APART = (3, 5)  # floors whose rooms never import each other
+ONLY_SPEC = ("serving.protocol", "serving.client")  # what a robot needs without the rest of the package
+
+
+def imports(source: str, module: str) -> Iterator[str]:
+    """Our own modules that `module` imports anywhere, also inside functions, as dotted names below the package."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            parts = f"wamkit.{module}".split(".")
+            base = ".".join(parts[: len(parts) - node.level]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+        yield from (name.removeprefix("wamkit.") for name in names if name.split(".")[0] == "wamkit")
+
+
+def violations(source: str, module: str) -> list[str]:
+    """Imports of `module` that break the rules, one sentence each."""
+    found = []
+    room, family, *_ = [*module.split("."), ""]
+    for name in imports(source, module):
+        other, other_family, *_ = [*name.split("."), ""]
+        if other in ("__version__", "wamkit"):
+            continue
+        if other not in FLOOR_OF:
+            found.append(f"{module} imports {name}, a room without a floor; give it one in {Path(__file__).name}")
+        elif module in ONLY_SPEC and other != "spec":
+            found.append(f"{module} imports {name}, but may import spec alone")
+        elif room == other:
+            if room == "models" and family and other_family != family:
+                found.append(f"{module} imports {name}, but model families stand apart")
+        elif FLOOR_OF[other] > FLOOR_OF[room]:
+            found.append(f"{module} (floor {FLOOR_OF[room]}) imports {name} (floor {FLOOR_OF[other]}): upwards")
+        elif FLOOR_OF[other] == FLOOR_OF[room] in APART:
+            found.append(f"{module} imports {name}, but rooms of floor {FLOOR_OF[room]} stand apart")
+    return found
+
+
+def test_every_import_goes_down() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if module == "__init__":
+            found += [f"wamkit imports {name}; it imports nothing" for name in imports(path.read_text(), module)]
+        elif module.split(".")[0] not in FLOOR_OF:
+            found.append(f"{module} has no floor; give it one in {Path(__file__).name}")
+        else:
+            found += violations(path.read_text(), module)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "allowed"),
+    [
+        ("policy", "from wamkit.models.wav import config", True),
+        ("policy", "from wamkit import spec, __version__", True),
+        ("models.wav.model", "from .config import WAVConfig", True),
+        ("serving.client", "from wamkit.spec import RobotSpec", True),
+        ("flow", "import wamkit.data.loader", False),
+        ("flow", "def late():\n    from wamkit.policy import Policy", False),
+        ("data.loader", "from wamkit.envs import base", False),
+        ("training.trainer", "from wamkit import evaluation", False),
+        ("models.wav.model", "from ..aim.config import AIMConfig", False),
+        ("models.wav.model", "from wamkit.models.aim import config", False),
+        ("serving.client", "from wamkit.types import Observation", False),
+        ("spec", "from wamkit.attic import box", False),
+    ],
+)
+def test_the_rules_tell_right_from_wrong(module: str, source: str, allowed: bool) -> None:
+    assert (not violations(source, module)) == allowed
