@@ -114,12 +114,11 @@ def complete_folder(path: Path | str) -> Path:
         path: a destination of `atomic_folder`.
 
     Returns:
-        `path` itself, except after a kill between the two renames of a replacement; then the hidden new folder.
+        `path` itself, except after a kill between the renames of a replacement; then the hidden new folder.
     """
     path = Path(path)
-    # `.NAME.old` never stands alone as a complete folder: it is only removed once `.NAME.new` has become NAME.
     new = _sibling(path, "new")
-    return new if new.exists() and not path.exists() else path
+    return new if new.exists() else path
 
 
 def remove_folder(path: Path | str) -> None:

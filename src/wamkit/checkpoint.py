@@ -304,8 +304,11 @@ def read_weights(source: Path | str) -> dict[str, Tensor]:
         FileNotFoundError: nothing there, or a shard is missing.
         ValueError: a file is damaged, or not weights; the message names it.
     """
+    source = Path(source)
+    source = _weights_in(source) if source.is_dir() else source
     tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
+    # Of tensors that share memory the writer stores one and names the others in the metadata, of shards in the index.
+    aliases: dict[str, Any] = dict(read_json(source).get("metadata", {})) if source.suffix == ".json" else {}
     for file in weight_files(source):
         try:
             with safe_open(file, framework="pt", device="cpu") as reader:
@@ -313,8 +316,11 @@ def read_weights(source: Path | str) -> dict[str, Tensor]:
                 tensors |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise _damaged(file, error) from error
-    # Of tensors that share memory the writer stores one, and names the others in the metadata.
-    tied = {name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors}
+    tied = {
+        name: tensors[kept]
+        for name, kept in aliases.items()
+        if isinstance(kept, str) and kept in tensors and name not in tensors
+    }
     return tensors | tied
 
 
