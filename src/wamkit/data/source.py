@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ VALUE: Final = "value"
 """Column of the value targets."""
 
 
+@runtime_checkable
 class EpisodeEntry(Protocol):
     """One line of a dataset's episode table."""
 
@@ -26,6 +27,7 @@ class EpisodeEntry(Protocol):
     def task(self) -> str: ...
 
 
+@runtime_checkable
 class EpisodeSource(Protocol):
     """A dataset of episodes: numbers by column, frames by camera and row."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ FORMULAS: Final[dict[str, str]] = {
 VALUE_FORMULA: Final = "symlog((v - mean) / (std + epsilon)), symlog(z) = sign(z) * ln(1 + abs(z))"
 
 
+@runtime_checkable
 class ChannelStatistics(Protocol):
     """What a transform reads of a feature's statistics: one number per channel each."""
 

@@ -1,0 +1,107 @@
+"""Add a computed column (value targets, for instance) to a recorded dataset, in place and crash-safe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wamkit.data import features as words
+from wamkit.data.atomic import lock_folder, write_atomically, write_json_atomically
+from wamkit.data.lerobot import DatasetError, LeRobotDataset
+
+
+def write_column(
+    root: Path | str,
+    name: str,
+    values: Callable[[int], np.ndarray],
+    *,
+    channels: tuple[str, ...],
+    settings: dict[str, Any],
+) -> None:
+    """Compute a float32 column for every episode and store it; an existing column of that name is replaced.
+
+    `info.json` declares the column only when every file has it, so after a kill the dataset reads as if it had none (or
+    none any more), and calling this again completes it.
+
+    Args:
+        root: dataset folder.
+        name: feature key, for instance `value`.
+        values: episode index -> `[T, d]` (or `[T]`); called once per episode, in order.
+        channels: a name for each of the d channels.
+        settings: JSON facts about how it was computed; stored in `info.json` under `wamkit` and the column's name.
+
+    Raises:
+        DatasetError: the name is one of the recorded features, or values have the wrong shape or are not finite.
+        OSError: writing failed, for instance on a full disk; files already rewritten keep their other columns.
+        BlockingIOError: something else is writing into the folder.
+    """
+    root = Path(root)
+    dataset = LeRobotDataset(root)
+    own = dataset.wamkit
+    if name in dataset.features and name not in own.get("columns", []):
+        raise DatasetError(
+            f"{root}: {name!r} is a recorded feature, expected the name of an added column; choose another"
+        )
+    feature = {"dtype": "float32", "shape": [len(channels)], "names": list(channels)}
+    lock = lock_folder(root)
+    try:
+        columns = [column for column in own.get("columns", []) if column != name]
+        bare = {key: value for key, value in dataset.features.items() if key != name}
+        info = dataset.info | {"features": bare, words.WAMKIT: own | {"columns": columns}}
+        info[words.WAMKIT].pop(name, None)
+        if name in dataset.features:
+            write_json_atomically(root / words.INFO, info)
+        files: dict[Path, list[int]] = {}
+        for episode in dataset.episodes:
+            files.setdefault(dataset.data_path(episode.index), []).append(episode.index)
+        for path, episodes in files.items():
+            parts = [_checked(values(e), dataset.episodes[e].length, len(channels), name, e) for e in episodes]
+            _rewrite(path, name, np.concatenate(parts), words.arrow_type(feature))
+        info["features"] = bare | {name: feature}
+        info[words.WAMKIT] |= {"columns": [*columns, name], name: settings}
+        write_json_atomically(root / words.INFO, info)
+    finally:
+        os.close(lock)
+
+
+def _checked(values: np.ndarray, length: int, width: int, name: str, episode: int) -> np.ndarray:
+    rows = np.asarray(values, dtype=np.float32).reshape(len(values), -1)
+    if rows.shape != (length, width):
+        raise DatasetError(f"episode {episode}, column {name!r}: expected [{length}, {width}], got {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        row = int(np.argwhere(~np.isfinite(rows))[0][0])
+        raise DatasetError(
+            f"episode {episode}, row {row}, column {name!r}: expected finite numbers, got {rows[row].tolist()}"
+        )
+    return rows
+
+
+def _rewrite(path: Path, name: str, values: np.ndarray, kind: pa.DataType) -> None:
+    """The same file with one more column, its row groups kept."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows != len(values):
+            raise DatasetError(
+                f"{path}: expected {len(values)} rows by the episode table, got {file.metadata.num_rows}; "
+                "copy the dataset again"
+            )
+        schema = file.schema_arrow
+        place = schema.get_field_index(name)
+        schema = (schema if place < 0 else schema.remove(place)).append(pa.field(name, kind))
+        start = 0
+        with pq.ParquetWriter(sink, schema, compression="snappy") as writer:
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group)
+                flat = pa.array(values[start : start + len(table)].ravel())
+                is_vector = pa.types.is_fixed_size_list(kind)
+                column = pa.FixedSizeListArray.from_arrays(flat, type=kind) if is_vector else flat
+                kept = table.drop_columns([name]) if name in table.column_names else table
+                start += len(table)
+                writer.write_table(kept.append_column(pa.field(name, kind), column), row_group_size=len(table))
+    write_atomically(path, memoryview(sink.getvalue()))

@@ -1,0 +1,310 @@
+"""Statistics of a dataset's numbers, computed from all its rows, and the file they are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from wamkit.data.atomic import write_json_atomically
+from wamkit.data.features import ACTION, STATE
+from wamkit.data.source import VALUE, EpisodeSource, numeric_column
+from wamkit.spec import RobotSpec
+
+STATISTICS_PATH = "meta/wamkit_statistics.json"
+FORMAT = 1
+WAV_METHOD = (
+    "q01, q99, min, max over all rows of the dataset (linear interpolation between rows); mean and population std over "
+    "the rows in which every dimension lies within [q01, q99]"
+)
+ALL_ROWS_METHOD = "q01, q99, min, max, mean and population std over all rows (none lies within [q01, q99] throughout)"
+READ_METHOD = "read from a WAV statistics file, which holds neither min nor max: q01 and q99 stand for them"
+WAV_FEATURES = {"action": "{domain}_{space}", "action_delta": "{domain}_delta_{space}"}
+WAV_FEATURES |= {"state": "{domain}_state_{space}", "value": "{domain}_value_{space}"}
+
+_COLUMNS = ("mean", "std", "q01", "q99", "min", "max")
+
+Space = Literal["eef", "joint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """One number per channel each, in physical units.
+
+    Args:
+        mean: mean (see `method`).
+        std: standard deviation (see `method`).
+        q01: 1st percentile.
+        q99: 99th percentile.
+        min: smallest value.
+        max: largest value.
+        count: rows that the statistics describe.
+        num_kept: rows that mean and std are of.
+        method: how they were computed.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    count: int
+    num_kept: int
+    method: str
+
+    def __post_init__(self) -> None:
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        widths = {name: len(column) for name, column in columns.items()}
+        if len(set(widths.values())) != 1:
+            raise ValueError(f"statistics: expected as many channels in every entry, got {widths}")
+        wrong = [name for name, column in columns.items() if not np.isfinite(column).all()]
+        if wrong:
+            raise ValueError(f"statistics: expected finite numbers, got others in {wrong}; compute them again")
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` inverts it."""
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Statistics:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        known = {item.name for item in fields(cls)}
+        if set(data) != known:
+            raise ValueError(f"statistics: expected the keys {sorted(known)}, got {sorted(data)}; compute them again")
+        mean, std, q01, q99, low, high = (tuple(map(float, data[key])) for key in _COLUMNS)
+        return cls(
+            mean=mean,
+            std=std,
+            q01=q01,
+            q99=q99,
+            min=low,
+            max=high,
+            count=int(data["count"]),
+            num_kept=int(data["num_kept"]),
+            method=str(data["method"]),
+        )
+
+
+def feature_statistics(rows: Float[np.ndarray, "n c"]) -> Statistics:
+    """Statistics of the rows of one feature.
+
+    Args:
+        rows: 1 or more.
+
+    Source: WAV 6.2 of the specification. Differs: when no row is within the quantiles in every dimension (a handful of
+        rows), mean and std are of all rows, and `method` says so.
+    """
+    values = np.asarray(rows, dtype=np.float64)
+    if len(values) == 0:
+        raise ValueError("statistics: expected 1 or more rows, got none; are all episodes of one row?")
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    kept = values[((values >= q01) & (values <= q99)).all(axis=1)]
+    trimmed = kept if len(kept) else values
+    return Statistics(
+        mean=_numbers(trimmed.mean(axis=0)),
+        std=_numbers(trimmed.std(axis=0)),
+        q01=_numbers(q01),
+        q99=_numbers(q99),
+        min=_numbers(values.min(axis=0)),
+        max=_numbers(values.max(axis=0)),
+        count=len(values),
+        num_kept=len(trimmed),
+        method=WAV_METHOD if len(kept) else ALL_ROWS_METHOD,
+    )
+
+
+def compute_statistics(
+    dataset: EpisodeSource,
+    *,
+    episodes: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Statistics]:
+    """Statistics of `action`, `action_delta`, `state` and, when the dataset has values, `value`.
+
+    `action_delta` is of the differences between successive rows of one episode; no difference crosses into another.
+
+    Args:
+        dataset: where rows come from.
+        episodes: which to use; all by default.
+        progress: called with (episodes read, episodes).
+
+    Raises:
+        ValueError: a column is missing, has another width than elsewhere or than the robot's, or holds a number that
+            is not finite (the message names episode and row); or there are no rows.
+    """
+    chosen = [entry for entry in dataset.episodes if episodes is None or entry.index in episodes]
+    if not chosen:
+        raise ValueError(f"statistics: expected 1 or more of {len(dataset.episodes)} episodes, got {episodes}")
+    keys = {"action": ACTION, "state": STATE}
+    widths = _robot_widths(dataset.robot)
+    rows: dict[str, list[np.ndarray]] = {"action": [], "action_delta": [], "state": []}
+    for number, entry in enumerate(chosen):
+        columns = dataset.columns(entry.index)
+        if number == 0 and VALUE in columns:
+            keys["value"], rows["value"] = VALUE, []
+        for name, key in keys.items():
+            column = numeric_column(columns, key, entry)
+            width = widths.setdefault(name, column.shape[1])
+            if column.shape[1] != width:
+                raise ValueError(
+                    f"episode {entry.index}, row 0: expected {width} channels in column {key!r} (as in the robot spec "
+                    f"or the episodes before), got {column.shape[1]}; record the episode again or leave it out"
+                )
+            rows[name].append(column)
+        rows["action_delta"].append(np.diff(rows["action"][-1].astype(np.float64), axis=0))
+        if progress is not None:
+            progress(number + 1, len(chosen))
+    return {name: feature_statistics(np.concatenate(parts)) for name, parts in rows.items()}
+
+
+def write_statistics(root: Path | str, statistics: dict[str, Statistics], *, fingerprint: str) -> Path:
+    """Write `meta/wamkit_statistics.json`, whole or not at all.
+
+    Args:
+        root: dataset folder.
+        statistics: by feature.
+        fingerprint: of the dataset they describe.
+
+    Returns:
+        The file written.
+
+    Raises:
+        OSError: writing failed; the old file is untouched.
+    """
+    path = Path(root) / STATISTICS_PATH
+    features = {name: feature.to_dict() for name, feature in statistics.items()}
+    write_json_atomically(path, {"format": FORMAT, "fingerprint": fingerprint, "features": features})
+    return path
+
+
+def read_statistics(root: Path | str, *, fingerprint: str | None = None) -> dict[str, Statistics]:
+    """Read `meta/wamkit_statistics.json`.
+
+    Args:
+        root: dataset folder.
+        fingerprint: of the dataset as it is now; the file's must be the same. `None` does not ask.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file, or describes the dataset before it was changed.
+    """
+    path = Path(root) / STATISTICS_PATH
+    if not path.is_file():
+        raise FileNotFoundError(f"expected statistics at {path}, found none; run `wamkit data stats {root}`")
+    data = _read_json(path)
+    if data.get("format") != FORMAT or not isinstance(data.get("features"), dict):
+        raise ValueError(
+            f"{path}: expected statistics of format {FORMAT}, got format {data.get('format')!r} with the keys "
+            f"{sorted(data)}; run `wamkit data stats {root}`"
+        )
+    if fingerprint is not None and data.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"{path}: expected statistics of the dataset as it is (fingerprint {fingerprint[:12]}…), got those of "
+            f"{str(data.get('fingerprint'))[:12]}…, before it was changed; run `wamkit data stats {root}`"
+        )
+    return {name: Statistics.from_dict(feature) for name, feature in data["features"].items()}
+
+
+def write_wav_statistics(
+    path: Path | str, statistics: dict[str, Statistics], *, domain: str, space: Space = "eef"
+) -> None:
+    """Write statistics in the file form of the published WAV code; entries of other domains in the file are kept.
+
+    Args:
+        path: the file (`stats.jsonl` in the published code, though one JSON document).
+        statistics: `action`, `action_delta`, `state` and, if there, `value`.
+        domain: X in `X_eef`, `X_delta_eef`, `X_state_eef`, `X_value_eef`.
+        space: `eef` or `joint`.
+
+    Raises:
+        ValueError: a feature is missing, or the file there is something else.
+        OSError: writing failed; the old file is untouched.
+
+    Source: WAV 6.2 of the specification.
+    """
+    missing = sorted({"action", "action_delta", "state"} - set(statistics))
+    if missing:
+        raise ValueError(f"statistics: expected action, action_delta and state, {missing} are missing; compute them")
+    path = Path(path)
+    document = _read_json(path) if path.exists() else {}
+    for name, pattern in WAV_FEATURES.items():
+        entry = pattern.format(domain=domain, space=space)
+        document.pop(entry, None)  # values of an older labelling must not stay beside newer actions
+        if name in statistics:
+            columns = statistics[name].to_dict()
+            document[entry] = {key: columns[key] for key in ("mean", "std", "q99", "q01")}
+    write_json_atomically(path, document)
+
+
+def read_wav_statistics(path: Path | str, *, domain: str, space: Space = "eef") -> dict[str, Statistics]:
+    """Read statistics from a file of the published WAV code.
+
+    The file holds no extremes, so a channel whose quantiles coincide counts as constant.
+
+    Args:
+        path: the file.
+        domain: X in `X_eef`.
+        space: `eef` or `joint`.
+
+    Returns:
+        `action`, `action_delta`, `state` and, if there, `value`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an entry or key is missing, or not a list of finite numbers.
+
+    Source: WAV 6.2 of the specification.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a WAV statistics file at {path}, found none")
+    document = _read_json(path)
+    statistics = {}
+    for name, pattern in WAV_FEATURES.items():
+        entry = pattern.format(domain=domain, space=space)
+        if entry not in document:
+            if name == "value":
+                continue
+            raise ValueError(f"{path}: expected the entry {entry!r}, got {sorted(document)}; check domain and space")
+        columns = document[entry]
+        missing = [key for key in ("mean", "std", "q01", "q99") if not isinstance(columns.get(key), list)]
+        if missing:
+            raise ValueError(f"{path}: expected lists mean, std, q01 and q99 in {entry!r}, {missing} are not there")
+        mean, std, q01, q99 = (tuple(float(x) for x in columns[key]) for key in ("mean", "std", "q01", "q99"))
+        statistics[name] = Statistics(
+            mean=mean, std=std, q01=q01, q99=q99, min=q01, max=q99, count=0, num_kept=0, method=READ_METHOD
+        )
+    return statistics
+
+
+def _robot_widths(robot: RobotSpec | None) -> dict[str, int]:
+    return {} if robot is None else {"action": len(robot.action), "state": len(robot.state)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected one JSON document, got something else ({error}); delete it") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _numbers(column: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(number) for number in column)
