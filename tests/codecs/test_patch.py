@@ -156,7 +156,7 @@ def test_folder_round_trip(codec: PatchCodec, clips: Tensor, tmp_path: Path) -> 
 
 
 def test_damaged_folders_are_refused_by_name(codec: PatchCodec, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json and model\.safetensors in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json of a .patch. codec in .*nowhere"):
         PatchCodec.load(tmp_path / "nowhere")
     codec.save(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -168,7 +168,7 @@ def test_damaged_folders_are_refused_by_name(codec: PatchCodec, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"frame\.basis: expected \(192, 6\), got \(192, 12\)"):
         PatchCodec.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not a patch codec"):
+    with pytest.raises(ValueError, match="settings with type and version"):
         PatchCodec.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     weights = tmp_path / "model.safetensors"

@@ -91,9 +91,9 @@ def test_folder_round_trip_and_refusals(tmp_path: Path) -> None:
     assert torch.equal(loaded.encode(["turn the faucet"]).tokens, encoder.encode(["turn the faucet"]).tokens)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "type": "text_t5"}))
-    with pytest.raises(ValueError, match="expected type 'text_hash'"):
+    with pytest.raises(ValueError, match="expected type 'text_hash' and version 1, got 'text_t5'"):
         HashedTextEncoder.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config\.json in"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json of a 'text_hash' codec in"):
         HashedTextEncoder.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="1 or more"):
         HashedTextEncoder(width=0)

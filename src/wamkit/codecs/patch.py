@@ -9,19 +9,18 @@ and time together. The bases are orthonormal, so decoding is a transposed produc
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wamkit.atomic import atomic_file
 from wamkit.codecs.base import require_clip, require_frames
+from wamkit.codecs.reference import read_settings, write_settings
 
 FORMAT_VERSION = 1
 """Version of the folder that `PatchCodec.save` writes."""
@@ -228,7 +227,6 @@ class PatchCodec:
         """Writes `model.safetensors` and `config.json`; each file is replaced whole or not at all."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{name}.{key}": getattr(basis, key).detach().cpu().clone().contiguous()
             for name, basis in (("frame", self.frame), ("clip", self.clip))
@@ -240,13 +238,10 @@ class PatchCodec:
             "config": dataclasses.asdict(self.config),
             "explained": self.explained,
         }
-        # Weights first: the config is what a reader looks for, so a kill in between leaves no folder that seems whole.
-        partial = folder / "model.safetensors.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / "model.safetensors")
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+        # Weights first: a reader looks for the settings, so a kill in between leaves no folder that seems whole.
+        with atomic_file(folder / "model.safetensors") as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        write_settings(folder, settings)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> PatchCodec:
@@ -259,12 +254,11 @@ class PatchCodec:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"patch codec: expected config.json and model.safetensors in {folder}, no {name}"
-                )
-        config, explained = _read_settings(folder / "config.json")
+        config, explained = _read_settings(folder)
+        if not (folder / "model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"patch codec: expected model.safetensors in {folder}, found none; fit the codec again"
+            )
         try:
             tensors = load_file(folder / "model.safetensors")
         except SafetensorError as error:
@@ -277,15 +271,12 @@ class PatchCodec:
         return cls(config=config, frame=frame, clip=clip, explained=explained).to(device)
 
 
-def _read_settings(path: Path) -> tuple[PatchCodecConfig, dict[str, float]]:
+def _read_settings(folder: Path) -> tuple[PatchCodecConfig, dict[str, float]]:
+    settings = read_settings(folder, kind="patch", version=FORMAT_VERSION)
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
-        found = (settings.get("type"), settings.get("version"))
-        if found != ("patch", FORMAT_VERSION):
-            raise ValueError(f"expected type 'patch' and version {FORMAT_VERSION}, got {found[0]!r} and {found[1]!r}")
         return PatchCodecConfig(**settings["config"]), dict(settings["explained"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a patch codec of this version ({error}); fit the codec again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not a patch codec's settings ({error}); fit it again") from error
 
 
 def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder: Path) -> None:

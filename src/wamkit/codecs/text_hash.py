@@ -7,8 +7,6 @@ hash, so the numbers are the same on every machine and with every version of eve
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import unicodedata
 from pathlib import Path
@@ -19,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wamkit.codecs.base import TextTokens
+from wamkit.codecs.reference import read_settings, write_settings
 
 FORMAT_VERSION = 1
 """Version of the vectors; it changes if any vector would."""
@@ -73,11 +72,8 @@ class HashedTextEncoder:
 
     def save(self, folder: Path) -> None:
         """Writes `config.json`: two sizes and the version of the vectors are all there is."""
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {"type": "text_hash", "version": FORMAT_VERSION, "width": self.width, "length": self.length}
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+        write_settings(folder, settings)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> HashedTextEncoder:
@@ -87,16 +83,11 @@ class HashedTextEncoder:
             FileNotFoundError: there is no `config.json`.
             ValueError: another type or version, or sizes that are missing.
         """
-        path = folder / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"hashed text encoder: expected config.json in {folder}")
+        settings = read_settings(folder, kind="text_hash", version=FORMAT_VERSION)
         try:
-            settings = json.loads(path.read_text())
-            if (settings["type"], settings["version"]) != ("text_hash", FORMAT_VERSION):
-                raise ValueError(f"expected type 'text_hash' and version {FORMAT_VERSION}")
             return cls(width=settings["width"], length=settings["length"], device=device)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a hashed text encoder of this version ({error})") from error
+            raise ValueError(f"{folder / 'config.json'}: expected a width and a length ({error})") from error
 
     def _sentence(self, sentence: str) -> tuple[Float[Tensor, "l d"], int]:
         cached = self._sentences.get(sentence)

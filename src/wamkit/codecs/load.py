@@ -1,0 +1,60 @@
+"""The codecs of a policy folder, by the `type` in their `config.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from wamkit.codecs.base import TextEncoder, VideoCodec
+
+
+def load_video_codec(folder: Path, device: torch.device | str = "cpu", *, pretrained: Path | None = None) -> VideoCodec:
+    """The video codec that was saved in `folder`.
+
+    Args:
+        folder: what a video codec's `save` wrote.
+        device: where it runs.
+        pretrained: where the pretrained weights lie now, when they have moved; codecs that carry theirs ignore it.
+
+    Raises:
+        FileNotFoundError: no `config.json`, or missing weights.
+        ValueError: an unknown type or version, or damaged files.
+    """
+    kind = _kind(folder)
+    if kind == "patch":
+        from wamkit.codecs.patch import PatchCodec
+
+        return PatchCodec.load(folder, device)
+    if kind == "ltx":
+        from wamkit.codecs.video_ltx import LTXVideoCodec
+
+        return LTXVideoCodec.load(folder, device, pretrained=pretrained)
+    raise ValueError(f"{folder / 'config.json'}: unknown video codec {kind!r}; known are 'patch' and 'ltx'")
+
+
+def load_text_encoder(
+    folder: Path, device: torch.device | str = "cpu", *, pretrained: Path | None = None
+) -> TextEncoder:
+    """The text encoder that was saved in `folder`; arguments and errors as `load_video_codec`."""
+    kind = _kind(folder)
+    if kind == "text_hash":
+        from wamkit.codecs.text_hash import HashedTextEncoder
+
+        return HashedTextEncoder.load(folder, device)
+    if kind == "text_t5":
+        from wamkit.codecs.text_t5 import T5TextEncoder
+
+        return T5TextEncoder.load(folder, device, pretrained=pretrained)
+    raise ValueError(f"{folder / 'config.json'}: unknown text encoder {kind!r}; known are 'text_hash' and 'text_t5'")
+
+
+def _kind(folder: Path) -> str:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved codec in {folder}, found no config.json there")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["type"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a codec's settings with a type ({error})") from error
