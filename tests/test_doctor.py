@@ -1,0 +1,59 @@
+"""The doctor, on this machine and on machines with known traps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wamkit import doctor
+from wamkit.cli.main import main
+
+
+def checks(folder: Path) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine(folder)}
+
+
+@pytest.mark.sim
+def test_this_machine_is_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The machine that runs the tests has what the tests need, and the answer for programs says so."""
+    status = main(["doctor", "--json", "--folder", str(tmp_path)])
+    answer = json.loads(capsys.readouterr().out)
+    found = {check["name"]: check for check in answer["checks"]}
+    assert {name: check["problem"] for name, check in found.items() if check["problem"]} == {}
+    assert status == 0 and answer["healthy"]
+    assert found["packages"]["facts"]["mujoco"] == "3.3.0"
+    assert found["rendering"]["facts"]["backend"] in ("egl", "osmesa")
+
+
+def test_a_broken_torchvision_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (tmp_path / "torchvision-9.9.dist-info").mkdir()
+    (tmp_path / "torchvision-9.9.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check = doctor._torchvision()
+    assert "operator nms does not exist" in check.problem and "pip uninstall torchvision" in check.problem
+
+
+def test_a_gl_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    check = doctor._rendering()
+    assert check.problem and check.facts["backend"] is None
+
+
+def test_a_probe_that_dies_or_hangs_is_a_reason() -> None:
+    assert doctor._try("import os; print('on my way'); os.abort()")[0] == ""
+    assert "status" in doctor._try("import os; os.abort()")[1]
+    assert doctor._try("import time; time.sleep(60)", timeout_s=0.2)[1] == "no answer within 0 s"
+    assert doctor._try("print('first'); print('last')") == ("last", "")
+
+
+def test_a_problem_gives_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    assert main(["doctor", "--folder", str(tmp_path)]) == 1
+    assert "PROBLEM  rendering: none\n" in capsys.readouterr().out
