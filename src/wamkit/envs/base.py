@@ -62,8 +62,8 @@ class CameraMatrices:
     """Pinhole matrices of one delivered (upright) image.
 
     A world point `p` in metres has camera coordinates `q = rotation.T @ (p - position)` with `pose = [rotation,
-    position]` (OpenCV axes: x right, y down, z forward) and pixel `intrinsics @ q / q[2]`; integer pixel coordinates are
-    pixel centres, column first.
+    position]` (OpenCV axes: x right, y down, z forward) and pixel `intrinsics @ q / q[2]`; integer pixel coordinates
+    are pixel centres, column first.
 
     Args:
         intrinsics: 3x3, pixels.

@@ -40,10 +40,10 @@ def choose_backend() -> str:
         return asked
     if "mujoco" in sys.modules:
         raise RuntimeError(
-            "mujoco was imported before a rendering backend was chosen, so it will look for a display; set MUJOCO_GL=egl "
-            "or MUJOCO_GL=osmesa in the environment, or call wamkit.envs.gl.choose_backend() before importing mujoco"
+            "mujoco was imported before a rendering backend was chosen, so it will look for a display; set "
+            "MUJOCO_GL=egl or MUJOCO_GL=osmesa in the environment, or call wamkit.envs.gl.choose_backend() first"
         )
-    reasons = []
+    reasons: list[str] = []
     for backend in BACKENDS:
         reason = _PROBES[backend]()
         if not reason:

@@ -129,7 +129,8 @@ class MetaWorldSimulator:
 
         # The demonstrators' gains are meant to saturate, and say so at every step.
         warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
-        self._metaworld, self._demonstrators = metaworld, ENV_POLICY_MAP
+        self._metaworld = metaworld
+        self._demonstrators: dict[str, Any] = dict(ENV_POLICY_MAP)
         self._layouts: dict[tuple[str, int], list[Any]] = {}
         self._scenes: OrderedDict[str, _Scene] = OrderedDict()
         self._scene: _Scene | None = None
@@ -248,9 +249,20 @@ class MetaWorldSimulator:
             env.max_path_length = STEP_LIMIT
             _hide_markers(env.model, shown=task_info(task).shown)
             pads = frozenset(int(env.model.geom(name).id) for name in ("leftpad_geom", "rightpad_geom"))
-            self._scenes[task] = _Scene(env=env, loaded=self._renderer.load(env.model), pads=pads)
+            loaded = self._renderer.load(env.model, _robot_meshes(env.model))
+            self._scenes[task] = _Scene(env=env, loaded=loaded, pads=pads)
         self._scenes.move_to_end(task)
         return self._scenes[task]
+
+
+def _robot_meshes(model: Any) -> list[int]:
+    """Meshes of the arm and its pedestal: two thirds of a scene's triangles, and far away in every camera."""
+    import mujoco
+
+    base = model.body("base").id
+    is_robot = model.body_rootid[model.geom_bodyid] == base
+    is_mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
+    return sorted({int(mesh) for mesh in model.geom_dataid[is_robot & is_mesh]})
 
 
 def _hide_markers(model: Any, shown: tuple[str, ...]) -> None:

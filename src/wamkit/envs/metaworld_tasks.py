@@ -1,8 +1,8 @@
 """The fifty Meta-World tasks: our sentence for each, and where the package's goal marker stays visible.
 
-Meta-World draws goals as coloured spheres (MuJoCo sites). A marker is hidden where the sentence and the objects define the
-goal (a drawer, a hoop, a hole) and shown where nothing else does (`reach`, `push`, `pick-place`, …). This table is part of
-what a policy sees: change it and the rendering is another one.
+Meta-World draws goals as coloured spheres (MuJoCo sites). A marker is hidden where the sentence and the objects define
+the goal (a drawer, a hoop, a hole) and shown where nothing else does (`reach`, `push`, `pick-place`, …). This table is
+part of what a policy sees: change it and the rendering is another one.
 """
 
 from __future__ import annotations

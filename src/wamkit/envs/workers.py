@@ -27,7 +27,13 @@ from wamkit.spec import RobotSpec
 logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 3  # in a row, after which a worker is not started again
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "LP_NUM_THREADS": "0",  # Mesa's software rasterizer draws in the calling thread
+}
 
 
 _Loss = Literal["died", "hung", "failed"]
@@ -151,7 +157,8 @@ class WorkerPool:
         state = self._workers[worker]
         if state is None:
             raise RuntimeError(
-                f"worker {worker} failed to start {_MAX_FAILED_STARTS} times in a row and was given up: {self._last_failure}"
+                f"worker {worker} failed to start {_MAX_FAILED_STARTS} times in a row and was given up: "
+                f"{self._last_failure}"
             )
         state.is_working, state.submitted = True, time.monotonic()
         request = (method, args)
@@ -249,7 +256,7 @@ class WorkerPool:
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            environment = dict(os.environ) | dict.fromkeys(_ONE_THREAD, "1")
+            environment = dict(os.environ) | _ONE_THREAD
             environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wamkit.envs.worker_process", str(theirs.fileno())],
