@@ -58,7 +58,7 @@ def test_shapes(codec: PatchCodec, clips: Tensor) -> None:
 
 def test_latents_of_the_fitting_data_are_whitened_and_uncorrelated() -> None:
     clips = moving_scenes(60, 5)
-    config = PatchCodecConfig(patch=8, temporal=4, channels=12, clip_rank=192, max_patches=100_000)
+    config = PatchCodecConfig(patch=4, temporal=4, channels=12, clip_rank=48, max_patches=100_000)
     codec = PatchCodec.fit(clips.flatten(0, 1), clips, config=config, generator=torch.Generator().manual_seed(0))
     for latents in (codec.encode_frames(clips.flatten(0, 1)), codec.encode_clip(clips)[:, :, 1]):
         rows = latents.movedim(1, -1).reshape(-1, 12).double()

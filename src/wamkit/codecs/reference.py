@@ -32,8 +32,8 @@ class WeightsReference:
     @classmethod
     def of(cls, root: Path, files: Iterable[Path]) -> WeightsReference:
         """Reference to `files`, which lie below `root` or are `root`."""
-        root = root.resolve()
-        return cls(root=str(root), files={_below(root, file.resolve()): _digest(file) for file in sorted(files)})
+        root = root.absolute()  # not resolved: download caches are folders of links to files elsewhere
+        return cls(root=str(root), files={_below(root, file.absolute()): _digest(file) for file in sorted(files)})
 
     def locate(self, elsewhere: Path | None = None) -> Path:
         """The root, after checking that it still holds these files.
