@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -81,7 +81,7 @@ class TrainProgress:
         self._stage, self._total = "", 0
         self._started_s, self._first = 0.0, 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TrainProgress:
         if self._bar is not None:
             self._bar.start()
         return self

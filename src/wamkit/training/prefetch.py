@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wamkit.types import Batch
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Gives every batch as a pure function of its number, so that resuming needs no state."""
 

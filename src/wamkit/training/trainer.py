@@ -82,7 +82,7 @@ def train(
     SIGTERM and SIGINT save after the current step and return.
 
     Args:
-        model: what is trained; its `loss` draws from the generator it is given, which lives on `device`.
+        model: what is trained; its `loss` draws from the generator it is given, which lives on the CPU.
         stages: in order.
         make_batches: gives a stage's batches; batch number `step * accumulation + i` is the i-th of a step.
         folder: `metrics.jsonl` and `checkpoints/` go there.
@@ -280,7 +280,7 @@ class _Run:
             batch = next(batches).to(self.device)
             num_samples += len(batch.task)
             episodes += batch.episode_index.tolist()
-            generator = step_generator(self.seed, index, step, micro, self.device)
+            generator = step_generator(self.seed, index, step, micro)
             loss, parts = self.model.loss(batch, stage.objective, generator)
             values = {"loss": _scalar(loss, stage)} | {name: float(value.detach()) for name, value in parts.items()}
             if not math.isfinite(values["loss"]):
@@ -305,8 +305,8 @@ class _Run:
         )
 
 
-def step_generator(seed: int, stage_index: int, step: int, micro: int, device: torch.device) -> torch.Generator:
-    """The generator for one loss: a pure function of where training is.
+def step_generator(seed: int, stage_index: int, step: int, micro: int) -> torch.Generator:
+    """The generator for one loss: a pure function of where training is, on the CPU whatever the network's device.
 
     PyTorch's global generator is seeded alike, so that modules which know no other (dropout) repeat as well.
 
@@ -315,11 +315,10 @@ def step_generator(seed: int, stage_index: int, step: int, micro: int, device: t
         stage_index: which stage, from 0.
         step: optimiser steps of the stage completed before.
         micro: which batch of the step.
-        device: where the generator draws.
     """
     state = np.random.SeedSequence([seed, stage_index, step, micro]).generate_state(2, np.uint32)
     torch.manual_seed(int(state[0]))
-    return torch.Generator(device).manual_seed(int(state[1]))
+    return torch.Generator().manual_seed(int(state[1]))
 
 
 def _require_same_run(latest: Checkpoint, recipe: dict[str, Any], folder: Path, resume: bool) -> None:
