@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 Stats = dict[str, np.ndarray]
-"""`min max mean std count q01 q10 q50 q90 q99` of one feature, each float64 (count int64)."""
+"""The `STATISTICS` of one feature, each float64 (count int64)."""
 
 
 def column_stats(values: np.ndarray) -> Stats:

@@ -6,7 +6,7 @@ Source: LeRobot dataset format v3.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -112,6 +112,27 @@ def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
         raise ValueError(f"feature: expected a dtype in {sorted(names)} and one axis, got {dict(feature)}")
     value = names[feature["dtype"]]
     return value if list(feature["shape"]) == [1] else pa.list_(value, feature["shape"][0])
+
+
+def episode_schema(features: Mapping[str, Mapping[str, Any]], statistics: Sequence[str]) -> pa.Schema:
+    """Arrow schema of the episode table.
+
+    Args:
+        features: of the dataset.
+        statistics: names of the statistics kept per feature, `count` among them.
+    """
+    columns: list[tuple[str, pa.DataType]] = [("episode_index", pa.int64()), ("tasks", pa.list_(pa.string()))]
+    whole = ["length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+    columns += [(name, pa.int64()) for name in whole]
+    for key in (key for key, feature in features.items() if is_video(feature)):
+        columns += [(f"videos/{key}/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
+        columns += [(f"videos/{key}/{part}", pa.float64()) for part in ("from_timestamp", "to_timestamp")]
+    for key, feature in features.items():
+        numbers = pa.list_(pa.float64())
+        kind = pa.list_(pa.list_(numbers)) if is_video(feature) else numbers
+        columns += [(f"stats/{key}/{name}", pa.list_(pa.int64()) if name == "count" else kind) for name in statistics]
+    columns += [(f"meta/episodes/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
+    return pa.schema([*columns, (METADATA_COLUMN, pa.string())])
 
 
 def tasks_table(tasks: list[str]) -> pa.Table:

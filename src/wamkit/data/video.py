@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -266,7 +266,7 @@ class VideoReader:
         """Close the file."""
         self._container.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(
@@ -276,7 +276,7 @@ class VideoReader:
 
 
 def read_frames(
-    path: Path, indices: Sequence[int], *, fps: float, start_s: float = 0.0, length: int | None = None
+    path: Path, indices: Sequence[int], *, fps: int | float, start_s: float = 0.0, length: int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Decode frames of an episode by index.
 

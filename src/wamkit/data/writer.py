@@ -12,7 +12,7 @@ import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,15 @@ import pyarrow.parquet as pq
 
 from wamkit.data import features as words
 from wamkit.data.atomic import lock_folder, remove_partial_files, write_atomically, write_json_atomically
-from wamkit.data.episode_stats import Stats, column_stats, from_columns, image_stats, merge_stats, to_columns
+from wamkit.data.episode_stats import (
+    STATISTICS,
+    Stats,
+    column_stats,
+    from_columns,
+    image_stats,
+    merge_stats,
+    to_columns,
+)
 from wamkit.data.layout import DatasetError, LayoutV3, read_info
 from wamkit.data.video import VideoSettings, encode_video
 from wamkit.episode import Episode
@@ -102,6 +110,7 @@ class LeRobotWriter:
             OSError: writing failed; on a full disk the message says so. The dataset is as before the call.
         """
         self._require_fit(episode)
+        metadata = _json_object(episode.metadata)
         index, at = self.num_episodes, self._position
         tasks = self._tasks if episode.task in self._tasks else [*self._tasks, episode.task]
         columns = self._columns(episode, task_index=tasks.index(episode.task))
@@ -118,7 +127,7 @@ class LeRobotWriter:
             path = self.root / words.DATA_PATH.format(**at)
             written.append(path)
             write_atomically(path, _parquet_bytes(self._data_table(columns)))
-            self._commit(episode, tasks, stats, notes)
+            self._commit(episode, tasks, stats, metadata, notes)
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
@@ -148,7 +157,7 @@ class LeRobotWriter:
             os.close(self._lock)
             self._lock = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LeRobotWriter:
         return self
 
     def __exit__(
@@ -221,7 +230,7 @@ class LeRobotWriter:
         if last is not None:
             self._table_position = {part: last[f"meta/episodes/{part}"] for part in self._table_position}
             kept = [row for row in rows if all(row[f"meta/episodes/{p}"] == v for p, v in self._table_position.items())]
-            self._table = pq.read_table(self.root / words.EPISODES_PATH.format(**self._table_position))[: len(kept)]
+            self._table = pa.Table.from_pylist(kept, schema=self._table_schema())
         self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
@@ -295,7 +304,12 @@ class LeRobotWriter:
         return pa.table(arrays, schema=schema)
 
     def _commit(
-        self, episode: Episode, tasks: list[str], stats: dict[str, Stats], notes: dict[str, Any] | None
+        self,
+        episode: Episode,
+        tasks: list[str],
+        stats: dict[str, Stats],
+        metadata: str,
+        notes: dict[str, Any] | None,
     ) -> None:
         """Write the metadata; the rename of `info.json` is the moment the episode exists."""
         index, first, length = self.num_episodes, self.num_frames, len(episode)
@@ -311,9 +325,9 @@ class LeRobotWriter:
             row |= {f"{prefix}from_timestamp": 0.0, f"{prefix}to_timestamp": length / self._fps}
         row |= to_columns(stats)
         row |= {f"meta/episodes/{part}": value for part, value in table_position.items()}
-        row[words.METADATA_COLUMN] = json.dumps(episode.metadata, sort_keys=True)
-        line = pa.Table.from_pylist([row])
-        table = line if table is None else pa.concat_tables([table, line.cast(table.schema)]).combine_chunks()
+        row[words.METADATA_COLUMN] = metadata
+        line = pa.Table.from_pylist([row], schema=self._table_schema())
+        table = line if table is None else pa.concat_tables([table, line]).combine_chunks()
         merged = _merged(self._merged, stats)
         if len(tasks) != len(self._tasks):
             write_atomically(self.root / words.TASKS, _parquet_bytes(words.tasks_table(tasks)))
@@ -327,13 +341,26 @@ class LeRobotWriter:
         self._tasks, self._table, self._table_position, self._merged = tasks, table, table_position, merged
         self._position = _next_file(self._position)
 
+    def _table_schema(self) -> pa.Schema:
+        return words.episode_schema(words.robot_features(self.robot, fps=self._fps, video=self._video), STATISTICS)
+
     def _write_info(self, info: dict[str, Any]) -> None:
         write_json_atomically(self.root / words.INFO, info)
         self._info = info
 
     def _write_stats(self, merged: dict[str, Stats]) -> None:
-        plain = {key: {name: value.tolist() for name, value in stats.items()} for key, stats in merged.items()}
+        plain = {key: {name: stats[name].tolist() for name in STATISTICS} for key, stats in merged.items()}
         write_json_atomically(self.root / words.STATS, plain)
+
+
+def _json_object(metadata: dict[str, Any]) -> str:
+    try:
+        return json.dumps(metadata, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"metadata: expected JSON values (text, finite numbers, lists, objects), got {metadata} ({error}); "
+            "convert numpy values first"
+        ) from error
 
 
 def _require_same_robot(robot: RobotSpec, stored: RobotSpec, root: Path) -> None:
