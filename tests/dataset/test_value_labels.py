@@ -13,7 +13,7 @@ from wamkit.data.features import camera_key
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.ssim import likeness_to_target, resize, structural_similarity
-from wamkit.data.stats import compute_statistics
+from wamkit.data.stats import compute_statistics, current_statistics
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.value_labels import episode_values, label_values, stored_settings
@@ -297,6 +297,17 @@ def test_dense_values_refuse_failures_and_unknown_cameras(root):
         label_values(LeRobotDataset(root), ONE_ARM)
     values = label_values(LeRobotDataset(root), SparseValueSettings())
     np.testing.assert_allclose(values.columns(3)["value"], [-100.0] * 5, rtol=1e-5)
+
+
+def test_statistics_follow_the_labels(root):
+    computed = []
+    note = lambda done, total: computed.append(done)  # noqa: E731
+    first = current_statistics(LeRobotDataset(root), progress=note)
+    assert current_statistics(LeRobotDataset(root), progress=note) == first
+    assert computed == [1, 2, 3]
+    labelled = label_values(LeRobotDataset(root), SparseValueSettings())
+    assert current_statistics(labelled) == compute_statistics(labelled)
+    assert current_statistics(labelled)["value"].width == 1
 
 
 KILLED = """

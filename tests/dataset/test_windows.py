@@ -131,7 +131,6 @@ def test_draw_end_is_uniform():
     [
         ({"action_horizon": 20}, "multiple of chunk = 9"),
         ({"sample_n_frames": 36}, "sample_n_frames above"),
-        ({"pick": "newest"}, "'random', 'uniform' or 'spaced'"),
         ({"context": 0}, "context of 1 or more"),
         ({"action_offset": 2}, "0 or 1"),
     ],

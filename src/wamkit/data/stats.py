@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from wamkit.data.atomic import write_json_atomically
 from wamkit.data.features import ACTION, STATE
+from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.source import VALUE, EpisodeSource, numeric_column
 from wamkit.spec import RobotSpec
 
@@ -218,6 +219,28 @@ def read_statistics(root: Path | str, *, fingerprint: str | None = None) -> dict
             f"{str(data.get('fingerprint'))[:12]}…, before it was changed; run `wamkit data stats {root}`"
         )
     return {name: Statistics.from_dict(feature) for name, feature in data["features"].items()}
+
+
+def current_statistics(
+    dataset: LeRobotDataset, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Statistics]:
+    """The dataset's statistics: from its file when that describes the dataset as it is, else computed and written.
+
+    Args:
+        dataset: on disk.
+        progress: called with (episodes read, episodes) when they are computed.
+
+    Raises:
+        ValueError: as `compute_statistics`.
+        OSError: writing failed.
+    """
+    fingerprint = dataset.fingerprint()
+    path = dataset.root / STATISTICS_PATH
+    if path.is_file() and _read_json(path).get("fingerprint") == fingerprint:
+        return read_statistics(dataset.root, fingerprint=fingerprint)
+    statistics = compute_statistics(dataset, progress=progress)
+    write_statistics(dataset.root, statistics, fingerprint=fingerprint)
+    return statistics
 
 
 def write_wav_statistics(
