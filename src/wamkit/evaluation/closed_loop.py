@@ -1,0 +1,281 @@
+"""Closed-loop evaluation: run a protocol's episodes, keep every result as it comes, resume after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wamkit
+from wamkit.atomic import atomic_folder
+from wamkit.envs.base import EpisodeRequest, SimulatorFactory
+from wamkit.envs.gl import choose_backend
+from wamkit.envs.workers import WorkerPool
+from wamkit.evaluation.media import encode_rollout
+from wamkit.evaluation.progress import EvaluationProgress
+from wamkit.evaluation.protocol import Protocol
+from wamkit.evaluation.results import (
+    EPISODES_FILE,
+    RECORDED_FOLDER,
+    RESULTS_FILE,
+    RUN_FILE,
+    TRACE_FILE,
+    VIDEO_FILE,
+    EpisodeKey,
+    EpisodeLog,
+    EpisodeRecord,
+    PolicyIdentity,
+    Results,
+    measure_latency,
+    score_episodes,
+    total_wall_seconds,
+    write_json,
+)
+from wamkit.rollout import EpisodeOutcome, rollout
+from wamkit.types import ActingPolicy
+
+MAX_FILM_FPS = 30
+_PACKAGES = ("torch", "numpy", "metaworld", "hf-libero", "robosuite", "mujoco", "gymnasium")
+
+
+def evaluate(
+    policy: ActingPolicy,
+    protocol: Protocol,
+    factory: SimulatorFactory,
+    *,
+    identity: PolicyIdentity,
+    out: Path,
+    tasks: Sequence[str] = (),
+    episodes: int | None = None,
+    workers: int | None = None,
+    record_episodes: int = 4,
+    retries: int = 1,
+    resume: bool = True,
+    progress: bool = True,
+) -> Results:
+    """Evaluate a policy under a protocol.
+
+    Each finished episode is a line in `episodes.jsonl` at once; started again on the same folder, only what is missing
+    is run. The same policy, protocol and seeds give the same successes whatever the number of workers.
+
+    Args:
+        policy: what acts.
+        protocol: what is fixed.
+        factory: makes the simulators, with the policy's cameras and image size.
+        identity: who is evaluated; a folder that holds results of another one is refused.
+        out: folder of the evaluation.
+        tasks: some of the protocol's tasks; empty means all.
+        episodes: episodes per task and seed; by default the protocol's number.
+        workers: simulator processes; by default one per core, at most one per episode.
+        record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on.
+        retries: how often an episode is started again when its simulator died.
+        resume: keep what the folder holds; `False` removes an earlier evaluation there first.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        What was written to `results.json`: the requested episodes only.
+
+    Raises:
+        SpecMismatch: policy and environment differ; before the first step.
+        ValueError: unknown task, or the folder belongs to another policy, planner or protocol.
+        RuntimeError: simulators fail one after the other.
+        OSError: the disk is full; finished episodes are kept.
+    """
+    requests = protocol.requests(tasks=tasks, episodes=episodes)
+    protocol.require_robot(policy.spec.robot)
+    horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
+    if not resume:
+        _remove_evaluation(out)
+    log = EpisodeLog(out)
+    run = _describe_run(protocol, horizon, identity)
+    _require_same_run(out, run)
+    records = log.read()
+    missing = [request for request in requests if not _is_finished(records, request)]
+    if missing:
+        session = 1 + max((record.session for record in records.values()), default=-1)
+        begun = time.perf_counter()
+        num_workers = min(workers or os.cpu_count() or 1, len(missing))
+        wanted = _first_of_each_task(requests, record_episodes)
+        finished = [records[_key(request)] for request in requests if request not in missing]
+        with (
+            WorkerPool(factory, num_workers=num_workers) as pool,
+            EvaluationProgress(protocol.title, len(requests), finished, is_visible=progress) as bar,
+        ):
+            outcomes = rollout(
+                policy,
+                pool,
+                missing,
+                max_steps=protocol.max_steps,
+                execution_horizon=horizon,
+                record=[index for index, request in enumerate(missing) if _key(request) in wanted],
+                retries=retries,
+                on_steps=bar.count_steps,
+            )
+            # Policy and environment fit each other: from here on the folder is this evaluation's.
+            _claim_folder(out, run, _machine(num_workers))
+            for outcome in outcomes:
+                folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
+                record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
+                log.append(record)
+                records[record.key] = record
+                bar.add(record)
+    asked = [records[_key(request)] for request in requests]
+    names = dict.fromkeys(record.task for record in asked)
+    results = Results(
+        protocol=protocol.title,
+        protocol_settings=dataclasses.asdict(protocol),
+        execution_horizon=horizon,
+        policy=identity,
+        robot=policy.spec.robot.name,
+        tasks={task: score_episodes([record for record in asked if record.task == task]) for task in names},
+        overall=score_episodes(asked),
+        latency=measure_latency(asked),
+        wall_seconds=total_wall_seconds(records.values()),
+        versions=run["versions"],
+        gl_backend=run["gl_backend"],
+        machine=json.loads((out / RUN_FILE).read_text())["machine"],
+    )
+    results.save(out)
+    return results
+
+
+def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) -> dict[str, Any]:
+    """Everything that must be the same when an evaluation is resumed, as it will be when read back from JSON."""
+    run = {
+        "protocol": protocol.title,
+        "execution_horizon": horizon,
+        "fingerprint": identity.fingerprint,
+        "planner": identity.planner,
+        "details": identity.details,
+        "versions": _versions(),
+        "gl_backend": choose_backend(),
+    }
+    read_back: dict[str, Any] = json.loads(json.dumps(run))
+    return read_back
+
+
+def _require_same_run(out: Path, run: dict[str, Any]) -> None:
+    """Refuse a folder that holds another evaluation, and change nothing.
+
+    Raises:
+        ValueError: naming every difference and what to do.
+    """
+    path = out / RUN_FILE
+    if not path.is_file():
+        if (out / EPISODES_FILE).is_file():
+            raise ValueError(
+                f"{out} holds {EPISODES_FILE} without {RUN_FILE}, so whose episodes they are is unknown; use another "
+                "folder, or start afresh (resume=False)"
+            )
+        return
+    try:
+        before = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); use another folder, or start afresh (resume=False)") from error
+    different = [key for key in run if run[key] != before.get(key)]
+    if different:
+        listed = "\n  - ".join(f"{key}: there {before.get(key)!r}, now {run[key]!r}" for key in different)
+        raise ValueError(
+            f"{out} holds another evaluation:\n  - {listed}\nUse another folder, or start afresh there (resume=False)."
+        )
+
+
+def _claim_folder(out: Path, run: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Write down what is evaluated in this folder, if that was not done before."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / RUN_FILE).is_file():
+        write_json(out / RUN_FILE, {**run, "machine": machine})
+
+
+def _remove_evaluation(out: Path) -> None:
+    """Remove the files of an evaluation and nothing else."""
+    for name in (RESULTS_FILE, EPISODES_FILE, RUN_FILE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / RECORDED_FOLDER, ignore_errors=True)
+
+
+def _key(request: EpisodeRequest) -> EpisodeKey:
+    return request.task, request.layout, request.layout_seed, request.seed
+
+
+def _is_finished(records: dict[EpisodeKey, EpisodeRecord], request: EpisodeRequest) -> bool:
+    """Whether an episode is in; one lost to a simulator error is tried again."""
+    record = records.get(_key(request))
+    return record is not None and record.error is None
+
+
+def _first_of_each_task(requests: Sequence[EpisodeRequest], count: int) -> set[EpisodeKey]:
+    chosen: dict[str, list[EpisodeKey]] = {}
+    for request in requests:
+        keys = chosen.setdefault(request.task, [])
+        if len(keys) < count:
+            keys.append(_key(request))
+    return {key for keys in chosen.values() for key in keys}
+
+
+def _record(outcome: EpisodeOutcome, *, session: int, elapsed: float, folder: str | None) -> EpisodeRecord:
+    return EpisodeRecord(
+        **dataclasses.asdict(outcome.request),
+        success=outcome.success,
+        steps=outcome.steps,
+        reward_sum=outcome.reward_sum,
+        wall_seconds=round(outcome.wall_seconds, 4),
+        session=session,
+        elapsed_seconds=round(elapsed, 4),
+        latency_seconds=tuple(round(call.seconds, 6) for call in outcome.calls),
+        batch_sizes=tuple(call.batch_size for call in outcome.calls),
+        recorded=outcome.trace is not None,
+        attempts=outcome.attempts,
+        error=outcome.error,
+        folder=folder,
+    )
+
+
+def _write_recording(out: Path, outcome: EpisodeOutcome, control_hz: float) -> str | None:
+    """Write the film and the trace of a recorded episode; gives its folder relative to `out`."""
+    if outcome.trace is None:
+        return None
+    name = f"{RECORDED_FOLDER}/{outcome.request.task}-{outcome.request.seed}"
+    with atomic_folder(out / name) as folder:
+        film = encode_rollout(outcome.trace.frames, fps=round(min(control_hz, MAX_FILM_FPS)))
+        (folder / VIDEO_FILE).write_bytes(film)
+        outcome.trace.save(folder / TRACE_FILE)
+    return name
+
+
+def _versions() -> dict[str, str]:
+    found = {"wamkit": wamkit.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine(num_workers: int) -> dict[str, Any]:
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "workers": num_workers,
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    """The processor's model where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE) if info.is_file() else []
+    return names[0].strip() if names else platform.machine()

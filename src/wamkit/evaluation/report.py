@@ -1,0 +1,100 @@
+"""`wamkit report`: one or several evaluations as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import wamkit
+from wamkit.atomic import atomic_file
+from wamkit.evaluation.report_episodes import imagined_strips, rollout_films, score_histograms, value_curves
+from wamkit.evaluation.report_page import Section, facts, render_page
+from wamkit.evaluation.report_source import Evaluation
+from wamkit.evaluation.report_tables import success_tables
+from wamkit.evaluation.report_training import training_curves
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    title: str = "",
+    *,
+    metrics: Path | None = None,
+    max_films: int = 6,
+    max_episodes: int = 2,
+) -> Path:
+    """Write the page.
+
+    Args:
+        folders: evaluation folders, each with a `results.json`; one row of the table each, the first is what others are
+            paired with.
+        out: the HTML file.
+        title: by default made from the tasks.
+        metrics: training metrics (JSON lines with `stage`, `step`, `loss`).
+        max_films: films per evaluation.
+        max_episodes: episodes per evaluation shown in detail (imagined frames, values, scores).
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileNotFoundError: a folder without `results.json`, or no such metrics file.
+        ValueError: no folder was given, or a file is damaged.
+    """
+    if not folders:
+        raise ValueError("expected at least one evaluation folder, got none")
+    evaluations = [Evaluation(folder) for folder in folders]
+    tasks = list(dict.fromkeys(task for evaluation in evaluations for task in evaluation.results.tasks))
+    title = title or f"Closed loop: {', '.join(tasks[:3])}{' and more' if len(tasks) > 3 else ''}"
+    sections = [
+        Section(anchor="success", title="Success", body=success_tables(evaluations)),
+        Section(anchor="rollouts", title="Rollouts", body=rollout_films(evaluations, max_films)),
+        Section(anchor="imagined", title="Imagined against real", body=imagined_strips(evaluations, max_episodes)),
+        Section(anchor="value", title="Value along the episode", body=value_curves(evaluations, max_episodes)),
+        Section(anchor="scores", title="Planner scores", body=score_histograms(evaluations, max_episodes)),
+        Section(anchor="training", title="Training", body=training_curves(metrics)),
+    ]
+    page = render_page(title=title, header=_header(evaluations), sections=sections, footer=_footer(evaluations))
+    with atomic_file(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return out
+
+
+def _header(evaluations: Sequence[Evaluation]) -> str:
+    results = [evaluation.results for evaluation in evaluations]
+    solved = [
+        f"<strong>{result.overall.successes} of {result.overall.trials}</strong> with {escape(evaluation.label)}"
+        for evaluation, result in zip(evaluations, results, strict=True)
+    ]
+    lead = f'<p class="lead">Episodes solved: {", ".join(solved)}.</p>'
+    return lead + facts(
+        [
+            (
+                "Policy",
+                _each([f"{escape(r.policy.name)} <code>{escape(r.policy.fingerprint)}</code>" for r in results]),
+            ),
+            ("Protocol", _each([escape(r.protocol) for r in results])),
+            ("Robot", _each([escape(r.robot) for r in results])),
+            ("Rendering", _each([escape(f"{r.protocol_settings['rendering']} by {r.gl_backend}") for r in results])),
+            ("Wall time", f"{sum(r.wall_seconds for r in results) / 60:.1f} min in all"),
+        ]
+    )
+
+
+def _footer(evaluations: Sequence[Evaluation]) -> str:
+    names: dict[str, list[str]] = {}
+    for evaluation in evaluations:
+        machine = {key: value for key, value in evaluation.results.machine.items() if value is not None}
+        facts_of = {**evaluation.results.versions, **machine}
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts_of.items())
+        names.setdefault(told, []).append(evaluation.folder.name)
+    rows = [f"<p><strong>{escape(', '.join(folders))}</strong>: {escape(told)}</p>" for told, folders in names.items()]
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<h3>Made with</h3>{''.join(rows)}<p>Report by wamkit {wamkit.__version__}, {made}.</p>"
+
+
+def _each(values: Sequence[str]) -> str:
+    """Distinct values, one a line."""
+    return "<br>".join(dict.fromkeys(values))

@@ -1,0 +1,316 @@
+"""What an evaluation leaves behind: one line per finished episode, and `results.json`.
+
+Folder of one evaluation:
+
+    run.json                       what is evaluated and how; a different policy or protocol is refused here
+    episodes.jsonl                 one `EpisodeRecord` per finished episode, appended and flushed as it finishes
+    results.json                   `Results`, written when the run is complete
+    episodes/<task>-<k>/           recorded episodes: rollout.mp4 and trace.npz (`wamkit.trace.Trace`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from wamkit.atomic import atomic_file
+from wamkit.evaluation.statistics import quantile, wilson_interval
+
+FORMAT = "wamkit-results/1"
+EPISODES_FILE, RESULTS_FILE, RUN_FILE, RECORDED_FOLDER = "episodes.jsonl", "results.json", "run.json", "episodes"
+VIDEO_FILE, TRACE_FILE = "rollout.mp4", "trace.npz"
+EpisodeKey = tuple[str, int, int, int]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyIdentity:
+    """Who was evaluated.
+
+    Args:
+        name: a name for people, for instance the policy folder's.
+        fingerprint: changes whenever anything that decides the policy's actions changes (weights, statistics, codecs).
+        planner: the planner's settings, `None` without planning.
+        details: further JSON-ready facts (family, sampler steps, training recipe).
+    """
+
+    name: str
+    fingerprint: str
+    planner: dict[str, Any] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRecord:
+    """One finished episode, as a line of `episodes.jsonl`.
+
+    Args:
+        task: task id.
+        layout: initial state.
+        layout_seed: family of initial states.
+        seed: seed of the policy's draws in this episode.
+        success: whether the task was solved; `False` when `error` is set.
+        steps: control steps run.
+        reward_sum: sum of the simulator's rewards.
+        wall_seconds: from reset to end, shared with the episodes that ran beside it.
+        session: which start of the run finished it (a killed run has several).
+        elapsed_seconds: since that session started.
+        latency_seconds: wall time of each policy call, for the whole batch it was part of.
+        batch_sizes: robots in that batch.
+        recorded: whether the calls also decoded what they imagined, which takes longer.
+        attempts: 1, or 2 when it was retried after a simulator error.
+        error: why the simulator could not finish it; such an episode is not a trial.
+        folder: recorded episode, relative to the evaluation's folder.
+    """
+
+    task: str
+    layout: int
+    layout_seed: int
+    seed: int
+    success: bool
+    steps: int
+    reward_sum: float
+    wall_seconds: float
+    session: int
+    elapsed_seconds: float
+    latency_seconds: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    recorded: bool = False
+    attempts: int = 1
+    error: str | None = None
+    folder: str | None = None
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What makes two records the same episode."""
+        return self.task, self.layout, self.layout_seed, self.seed
+
+    def to_json(self) -> str:
+        """One line without its end."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: not a record.
+        """
+        try:
+            data = json.loads(line)
+            tuples = {key: tuple(data[key]) for key in ("latency_seconds", "batch_sizes")}
+            return cls(**{**data, **tuples})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected an episode record, got {line[:80]!r} ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """Successes of one task, or of all tasks together.
+
+    Args:
+        successes: episodes solved.
+        trials: episodes finished; those lost to simulator errors are not trials.
+        errors: episodes lost to simulator errors.
+        interval: Wilson 95 % interval of the success rate.
+        mean_steps: mean control steps of an episode, `None` without trials.
+        mean_success_steps: mean control steps of the solved ones, `None` when none was.
+        seeds: policy seeds of the trials.
+        layouts: initial states of the trials.
+    """
+
+    successes: int
+    trials: int
+    errors: int
+    interval: tuple[float, float]
+    mean_steps: float | None
+    mean_success_steps: float | None
+    seeds: tuple[int, ...]
+    layouts: tuple[int, ...]
+
+    @property
+    def rate(self) -> float | None:
+        """Success rate, `None` without trials."""
+        return self.successes / self.trials if self.trials else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Wall time of a policy call as a robot saw it: of the whole batch its call was part of.
+
+    Args:
+        median_seconds: half of the calls were faster.
+        p95_seconds: 95 % of the calls were faster.
+        calls: number of calls counted.
+        mean_batch_size: mean number of robots served by a call.
+        while_recording: the calls also decoded what they imagined (no others were made).
+    """
+
+    median_seconds: float | None
+    p95_seconds: float | None
+    calls: int
+    mean_batch_size: float | None
+    while_recording: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The content of `results.json`.
+
+    Args:
+        protocol: the protocol's title; two results are comparable only when these agree.
+        protocol_settings: every field of the protocol.
+        execution_horizon: actions run between two policy calls.
+        policy: who was evaluated, with the planner's settings.
+        robot: the environment's robot.
+        tasks: score per task id.
+        overall: score of all episodes together.
+        latency: of the policy.
+        wall_seconds: of all sessions of the run.
+        versions: wamkit, Python, torch and simulator packages.
+        gl_backend: what rendered, for instance `egl`.
+        machine: processor, cores, workers, accelerator.
+    """
+
+    protocol: str
+    protocol_settings: dict[str, Any]
+    execution_horizon: int
+    policy: PolicyIdentity
+    robot: str
+    tasks: dict[str, TaskScore]
+    overall: TaskScore
+    latency: Latency
+    wall_seconds: float
+    versions: dict[str, str]
+    gl_backend: str
+    machine: dict[str, Any]
+
+    def save(self, folder: Path) -> Path:
+        """Write `results.json` into an evaluation folder, whole or not at all."""
+        path = folder / RESULTS_FILE
+        write_json(path, {"format": FORMAT, **dataclasses.asdict(self)})
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `results.json` of an evaluation folder.
+
+        Raises:
+            FileNotFoundError: the folder holds none.
+            ValueError: it is not a result of this format.
+        """
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {RESULTS_FILE}; finish the evaluation there (run it again to resume)"
+            )
+        try:
+            data = json.loads(path.read_text())
+            found = data.pop("format", None)
+            if found != FORMAT:
+                raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+            data["policy"] = PolicyIdentity(**data["policy"])
+            data["tasks"] = {task: _score(score) for task, score in data["tasks"].items()}
+            data["overall"] = _score(data["overall"])
+            data["latency"] = Latency(**data["latency"])
+            return cls(**data)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: expected results of format {FORMAT!r}, got something else ({error})") from error
+
+
+class EpisodeLog:
+    """`episodes.jsonl`: appended and flushed line by line, so that a kill loses only the episodes still running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / EPISODES_FILE
+
+    def read(self) -> dict[EpisodeKey, EpisodeRecord]:
+        """The latest record of every episode; a last line torn by a kill is dropped from the file.
+
+        Raises:
+            ValueError: a line that is not the last is damaged.
+        """
+        if not self.path.is_file():
+            return {}
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            logger.warning("%s: dropped a half-written last line", self.path)
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        records = {}
+        for number, line in enumerate(whole.decode().splitlines(), start=1):
+            try:
+                record = EpisodeRecord.from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: {error}; mend or delete that line") from error
+            records[record.key] = record
+        return records
+
+    def append(self, record: EpisodeRecord) -> None:
+        """Add one record and force it to the disk."""
+        with self.path.open("a") as file:
+            file.write(record.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def score_episodes(records: Sequence[EpisodeRecord]) -> TaskScore:
+    """Count successes; an episode lost to a simulator error is neither a success nor a failure."""
+    trials = [record for record in records if record.error is None]
+    solved = [record for record in trials if record.success]
+    return TaskScore(
+        successes=len(solved),
+        trials=len(trials),
+        errors=len(records) - len(trials),
+        interval=wilson_interval(len(solved), len(trials)),
+        mean_steps=_mean([record.steps for record in trials]),
+        mean_success_steps=_mean([record.steps for record in solved]),
+        seeds=tuple(sorted({record.seed for record in trials})),
+        layouts=tuple(sorted({record.layout for record in trials})),
+    )
+
+
+def measure_latency(records: Sequence[EpisodeRecord]) -> Latency:
+    """Median and 95th percentile over the calls of all episodes; recorded ones count only when there are no others."""
+    plain = [record for record in records if not record.recorded and record.latency_seconds]
+    counted = plain or list(records)
+    seconds = [value for record in counted for value in record.latency_seconds]
+    sizes = [size for record in counted for size in record.batch_sizes]
+    return Latency(
+        median_seconds=quantile(seconds, 0.5),
+        p95_seconds=quantile(seconds, 0.95),
+        calls=len(seconds),
+        mean_batch_size=_mean(sizes),
+        while_recording=not plain and bool(seconds),
+    )
+
+
+def total_wall_seconds(records: Iterable[EpisodeRecord]) -> float:
+    """Wall time of all sessions, each up to the last episode it finished."""
+    last: dict[int, float] = {}
+    for record in records:
+        last[record.session] = max(last.get(record.session, 0.0), record.elapsed_seconds)
+    return sum(last.values())
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file so that a kill at any moment leaves the old one or the new one."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _score(data: dict[str, Any]) -> TaskScore:
+    tuples = {key: tuple(data[key]) for key in ("interval", "seeds", "layouts")}
+    return TaskScore(**{**data, **tuples})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

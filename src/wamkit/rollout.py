@@ -1,0 +1,367 @@
+"""Closed loop: one policy, batched over simulators that run in parallel worker processes.
+
+Each worker runs whole chunks of actions; the policy is asked for all waiting workers of a group at once. With two
+groups the simulators of one group run while the policy computes for the other. Every episode has its own slot memory
+and seed in the policy, so its course does not depend on which episodes ran beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
+from wamkit.envs.workers import WorkerError, WorkerPool
+from wamkit.spec import require_match
+from wamkit.trace import CallTrace, Trace
+from wamkit.types import ActingPolicy, ActionChunk, Imagined
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCall:
+    """One policy call as one robot saw it.
+
+    Args:
+        step: control steps the episode had run.
+        seconds: wall time of the whole batch.
+        batch_size: robots in that batch.
+        timing: seconds by phase, as the policy told them.
+    """
+
+    step: int
+    seconds: float
+    batch_size: int
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeOutcome:
+    """How one episode went.
+
+    Args:
+        index: position in the requests.
+        request: what was asked for.
+        sentence: the task sentence, empty when the simulator never answered.
+        success: whether the task was solved; `False` when `error` is set.
+        steps: control steps run.
+        reward_sum: sum of the simulator's rewards.
+        wall_seconds: from reset to end.
+        calls: policy calls in order.
+        attempts: 1, or more when it was retried.
+        error: why the simulator could not finish the episode; it says nothing about the policy.
+        trace: every frame and what the policy imagined, when recorded.
+    """
+
+    index: int
+    request: EpisodeRequest
+    sentence: str
+    success: bool
+    steps: int
+    reward_sum: float
+    wall_seconds: float
+    calls: tuple[PolicyCall, ...]
+    attempts: int = 1
+    error: str | None = None
+    trace: Trace | None = None
+
+
+def rollout(
+    policy: ActingPolicy,
+    pool: WorkerPool,
+    requests: Sequence[EpisodeRequest],
+    *,
+    max_steps: int,
+    execution_horizon: int | None = None,
+    record: Collection[int] = (),
+    retries: int = 0,
+    num_groups: int | None = None,
+    on_steps: Callable[[int], None] | None = None,
+) -> Iterator[EpisodeOutcome]:
+    """Run episodes in closed loop and give each outcome as it finishes, in no particular order.
+
+    Args:
+        policy: slot i of the policy is worker i of the pool.
+        pool: idle workers. When the iteration is left early some of them are still busy: close the pool then.
+        requests: episodes to run; equal requests give equal outcomes whatever runs beside them.
+        max_steps: control steps after which an episode ends unsolved.
+        execution_horizon: actions of each chunk that are run; by default the policy's own.
+        record: positions in `requests` to record frame by frame. Recorded robots are served by calls of their own,
+            since decoding what was imagined takes time.
+        retries: how often an episode is started again when its worker died.
+        num_groups: groups of workers that are served in turn; by default two from four workers on (then the simulation
+            of one hides behind the inference of the other), else one.
+        on_steps: told the number of control steps after each chunk.
+
+    Raises:
+        SpecMismatch: policy and environment differ; before the first step.
+        ValueError: a horizon or group count out of range, or the policy gave a malformed chunk.
+        RuntimeError: simulators fail one after the other without finishing anything.
+    """
+    horizon = policy.spec.execution_horizon if execution_horizon is None else execution_horizon
+    if not 1 <= horizon <= policy.spec.action_horizon:
+        raise ValueError(
+            f"expected 1 <= execution_horizon <= {policy.spec.action_horizon} (the policy's action horizon), "
+            f"got {horizon}"
+        )
+    if max_steps < 1:
+        raise ValueError(f"expected max_steps >= 1, got {max_steps}")
+    groups = (2 if len(pool) >= 4 else 1) if num_groups is None else num_groups
+    if not 1 <= groups <= len(pool):
+        raise ValueError(f"expected 1 <= num_groups <= {len(pool)} (the number of workers), got {groups}")
+    require_match(policy.spec.robot, pool.robot, wanted_by="the policy", offered_by="the environment")
+    return _Rollout(
+        policy=policy,
+        pool=pool,
+        requests=requests,
+        horizon=horizon,
+        max_steps=max_steps,
+        record=frozenset(record),
+        retries=retries,
+        groups=[list(range(first, len(pool), groups)) for first in range(groups)],
+        on_steps=on_steps,
+    ).run()
+
+
+@dataclass(kw_only=True)
+class _Episode:
+    """An episode under way on one worker."""
+
+    index: int
+    request: EpisodeRequest
+    attempts: int
+    is_recorded: bool
+    started: float = field(default_factory=time.perf_counter)
+    frame: Frame | None = None  # the newest one while the worker waits for the policy, else None
+    sentence: str = ""
+    steps: int = 0
+    executed: int = 0  # since the previous policy call
+    calls: list[PolicyCall] = field(default_factory=list)
+    rewards: list[np.ndarray] = field(default_factory=list)
+    success: list[np.ndarray] = field(default_factory=list)
+    sent: np.ndarray | None = None
+    actions: list[np.ndarray] = field(default_factory=list)
+    frames: list[dict[str, np.ndarray]] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+    call_traces: list[CallTrace] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Rollout:
+    """The state of one call of `rollout`."""
+
+    policy: ActingPolicy
+    pool: WorkerPool
+    requests: Sequence[EpisodeRequest]
+    horizon: int
+    max_steps: int
+    record: frozenset[int]
+    retries: int
+    groups: list[list[int]]
+    on_steps: Callable[[int], None] | None
+    running: dict[int, _Episode] = field(default_factory=dict)
+    failures_in_a_row: int = 0
+    last_failure: str = ""
+
+    def __post_init__(self) -> None:
+        self.cameras = self.policy.spec.robot.camera_names
+        self.waiting = deque((index, request, 1) for index, request in enumerate(self.requests))
+
+    def run(self) -> Iterator[EpisodeOutcome]:
+        for worker in range(len(self.pool)):
+            self._start(worker)
+        while self.running:
+            # Take what has already arrived before choosing a group; block only when no group can be served.
+            group = self._ready_group()
+            for worker, answer in self.pool.wait(timeout=None if group is None else 0.0):
+                outcome = self._receive(worker, answer)
+                if outcome is not None:
+                    yield outcome
+            group = self._ready_group()
+            if group is not None:
+                self._serve(group)
+                # The group served last is looked at last, so that two groups take turns.
+                self.groups.remove(group)
+                self.groups.append(group)
+        if self.waiting:
+            raise RuntimeError(f"no simulator is left for {len(self.waiting)} episodes: {self.last_failure}")
+
+    def _start(self, worker: int) -> None:
+        self.running.pop(worker, None)
+        if self.waiting:
+            index, request, attempts = self.waiting.popleft()
+            self.running[worker] = _Episode(
+                index=index, request=request, attempts=attempts, is_recorded=index in self.record
+            )
+            try:
+                self.pool.submit(worker, "reset", request)
+            except RuntimeError as error:
+                # The pool gave this worker up; the others take its episodes.
+                logger.error("%s", error)
+                self.last_failure = str(error)
+                self.waiting.appendleft((index, request, attempts))
+                del self.running[worker]
+
+    def _ready_group(self) -> list[int] | None:
+        for group in self.groups:
+            active = [self.running[worker] for worker in group if worker in self.running]
+            if active and all(episode.frame is not None for episode in active):
+                return group
+        return None
+
+    def _receive(self, worker: int, answer: Any) -> EpisodeOutcome | None:
+        """Take a worker's answer in; give the episode's outcome when that ends it, and start the next one."""
+        episode = self.running[worker]
+        if isinstance(answer, WorkerError):
+            return self._fail(worker, episode, str(answer))
+        if isinstance(answer, ChunkOutcome):
+            self._extend(episode, answer)
+            is_over = answer.terminated or answer.truncated or episode.steps >= self.max_steps
+            if is_over:
+                self.failures_in_a_row = 0
+                self._start(worker)
+                return _outcome(episode, self.cameras)
+            episode.frame = answer.frame
+        else:
+            episode.frame, episode.sentence = answer, answer.sentence
+            if episode.is_recorded:
+                episode.frames.append({camera: answer.video[camera][None] for camera in self.cameras})
+                episode.states.append(answer.state[None])
+        return None
+
+    def _fail(self, worker: int, episode: _Episode, message: str) -> EpisodeOutcome | None:
+        request = episode.request
+        place = f"task {request.task}, layout {request.layout}, control step {episode.steps}"
+        logger.warning("simulator %d lost an episode (%s): %s", worker, place, message)
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= max(8, 3 * len(self.pool)):
+            raise RuntimeError(
+                f"{self.failures_in_a_row} simulators failed in a row without finishing an episode; the last one "
+                f"({place}): {message}"
+            )
+        if episode.attempts <= self.retries:
+            self.waiting.appendleft((episode.index, request, episode.attempts + 1))
+            self._start(worker)
+            return None
+        self._start(worker)
+        return _outcome(episode, self.cameras, error=message)
+
+    def _extend(self, episode: _Episode, chunk: ChunkOutcome) -> None:
+        episode.steps += chunk.executed
+        episode.executed = chunk.executed
+        episode.rewards.append(chunk.rewards)
+        episode.success.append(chunk.success)
+        if chunk.recorded is not None and episode.sent is not None:
+            episode.actions.append(episode.sent[: chunk.executed])
+            episode.frames.append({camera: chunk.recorded.video[camera] for camera in self.cameras})
+            episode.states.append(chunk.recorded.state)
+        if self.on_steps is not None:
+            self.on_steps(chunk.executed)
+
+    def _serve(self, group: list[int]) -> None:
+        """Ask the policy for every robot of the group and set the simulators going."""
+        members = [worker for worker in group if worker in self.running]
+        fresh = [worker for worker in members if not self.running[worker].calls]
+        if fresh:
+            self.policy.reset(fresh, seeds=[self.running[worker].request.seed for worker in fresh])
+        for is_recorded in (False, True):
+            slots = [worker for worker in members if self.running[worker].is_recorded == is_recorded]
+            if slots:
+                self._act(slots, is_recorded)
+
+    def _act(self, slots: list[int], is_recorded: bool) -> None:
+        episodes = [self.running[slot] for slot in slots]
+        frames = [episode.frame for episode in episodes if episode.frame is not None]
+        video = np.stack([np.stack([frame.video[camera] for camera in self.cameras]) for frame in frames])
+        begun = time.perf_counter()
+        chunk = self.policy.act(
+            slots,
+            video=torch.from_numpy(video),
+            state=torch.from_numpy(np.stack([frame.state for frame in frames])),
+            task=[frame.sentence for frame in frames],
+            executed=[episode.executed for episode in episodes],
+            record=is_recorded,
+        )
+        # Fetching the actions waits for the device, so the time is the robot's, not the launch's.
+        actions = chunk.actions.detach().to("cpu", torch.float32).numpy()
+        seconds = time.perf_counter() - begun
+        self._check(actions, episodes)
+        for row, (slot, episode) in enumerate(zip(slots, episodes, strict=True)):
+            call = PolicyCall(step=episode.steps, seconds=seconds, batch_size=len(slots), timing=dict(chunk.timing))
+            episode.calls.append(call)
+            if is_recorded:
+                episode.call_traces.append(_call_trace(chunk, row, actions[row], episode.steps))
+            episode.frame = None
+            episode.sent = actions[row, : min(self.horizon, self.max_steps - episode.steps)]
+            self.pool.submit(slot, "run_chunk", episode.sent, is_recorded)
+
+    def _check(self, actions: np.ndarray, episodes: list[_Episode]) -> None:
+        count, width = len(episodes), len(self.policy.spec.robot.action)
+        if actions.ndim != 3 or actions.shape[::2] != (count, width) or actions.shape[1] < self.horizon:
+            raise ValueError(
+                f"expected a chunk of {count} x at least {self.horizon} x {width} numbers from the policy, "
+                f"got {actions.shape}"
+            )
+        finite = np.isfinite(actions).all(axis=(1, 2))
+        if not finite.all():
+            episode = episodes[int(np.argmin(finite))]
+            raise ValueError(
+                f"the policy gave actions that are not finite numbers in task {episode.request.task}, layout "
+                f"{episode.request.layout}, seed {episode.request.seed}, control step {episode.steps}; look at its "
+                "weights and statistics"
+            )
+
+
+def _outcome(episode: _Episode, cameras: tuple[str, ...], error: str | None = None) -> EpisodeOutcome:
+    trace = None
+    if episode.is_recorded and error is None:
+        trace = Trace(
+            frames={camera: np.concatenate([part[camera] for part in episode.frames]) for camera in cameras},
+            state=np.concatenate(episode.states),
+            actions=np.concatenate(episode.actions),
+            reward=np.concatenate(episode.rewards),
+            success=np.concatenate(episode.success),
+            calls=tuple(episode.call_traces),
+            task=episode.sentence,
+            metadata=dataclasses.asdict(episode.request),
+        )
+    return EpisodeOutcome(
+        index=episode.index,
+        request=episode.request,
+        sentence=episode.sentence,
+        success=error is None and any(bool(part.any()) for part in episode.success),
+        steps=episode.steps,
+        reward_sum=float(sum(float(part.sum()) for part in episode.rewards)),
+        wall_seconds=time.perf_counter() - episode.started,
+        calls=tuple(episode.calls),
+        attempts=episode.attempts,
+        error=error,
+        trace=trace,
+    )
+
+
+def _call_trace(chunk: ActionChunk, row: int, actions: np.ndarray, step: int) -> CallTrace:
+    imagined = chunk.imagined or Imagined()
+    steps = imagined.video_steps
+    return CallTrace(
+        step=step,
+        actions=actions,
+        video=_row(imagined.video, row, torch.uint8),
+        video_steps=None if steps is None else np.asarray(steps, dtype=np.int64),
+        value=_row(imagined.value, row, torch.float32),
+        scores=_row(imagined.scores, row, torch.float32),
+    )
+
+
+def _row(tensor: Tensor | None, row: int, dtype: torch.dtype) -> np.ndarray | None:
+    return None if tensor is None else tensor[row].detach().to("cpu", dtype).numpy()
