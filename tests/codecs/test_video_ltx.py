@@ -13,7 +13,8 @@ from torch import Tensor
 
 from wamkit.codecs.base import VideoCodec, to_unit_range
 from wamkit.codecs.load import load_video_codec
-from wamkit.codecs.video_ltx import LTXOptions, LTXVideoCodec, ltx_vae_config
+from wamkit.codecs.ltx_weights import ltx_vae_config
+from wamkit.codecs.video_ltx import LTXOptions, LTXVideoCodec
 
 TINY = {
     **ltx_vae_config(),

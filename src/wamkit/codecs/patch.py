@@ -44,7 +44,7 @@ class PatchCodecConfig:
     patch: int = 16
     temporal: int = 8
     channels: int = 32
-    clip_rank: int = 96
+    clip_rank: int = 64
     max_patches: int = 24_000
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ per-channel vectors that the weights carry.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wamkit.codecs.base import require_clip, require_frames, to_uint8, to_unit_range
+from wamkit.codecs.ltx_weights import ltx_vae_config, vae_folder, vae_from_folder, vae_from_original
 from wamkit.codecs.reference import WeightsReference, read_settings, write_settings
 
 FORMAT_VERSION = 1
 """Version of the folder that `LTXVideoCodec.save` writes."""
-
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-_INDEX = f"{_WEIGHTS}.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,34 +55,6 @@ class LTXOptions:
             )
         if not 0.0 <= self.decode_noise_scale <= 1.0:
             raise ValueError(f"LTX codec: expected decode_noise_scale in 0 to 1, got {self.decode_noise_scale}")
-
-
-def ltx_vae_config() -> dict[str, Any]:
-    """The published architecture, LTX-Video 0.9.0, as arguments of diffusers' `AutoencoderKLLTXVideo`.
-
-    Source: LTX-Video 0.9.0: 180 M encoder and 239 M decoder parameters.
-    """
-    return {
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 128,
-        "block_out_channels": (128, 256, 512, 512),
-        "decoder_block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": (4, 3, 3, 3, 4),
-        "decoder_layers_per_block": (4, 3, 3, 3, 4),
-        "spatio_temporal_scaling": (True, True, True, False),
-        "decoder_spatio_temporal_scaling": (True, True, True, False),
-        "decoder_inject_noise": (False, False, False, False, False),
-        "upsample_residual": (False, False, False, False),
-        "upsample_factor": (1, 1, 1, 1),
-        "timestep_conditioning": False,
-        "patch_size": 4,
-        "patch_size_t": 1,
-        "resnet_norm_eps": 1e-6,
-        "scaling_factor": 1.0,
-        "encoder_causal": True,
-        "decoder_causal": False,
-    }
 
 
 class LTXVideoCodec:
@@ -261,9 +230,9 @@ class LTXVideoCodec:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'}: not the settings of an LTX codec ({error})") from error
         if source is None:
-            return cls(_from_folder(folder / "vae", dtype), options=options).to(device)
+            return cls(vae_from_folder(folder / "vae", dtype), options=options).to(device)
         path = source.locate(pretrained)
-        vae = _from_original(path, dtype, architecture) if path.is_file() else _from_folder(path, dtype)
+        vae = vae_from_original(path, dtype, architecture) if path.is_file() else vae_from_folder(path, dtype)
         return cls(vae, options=options, source=source).to(device)
 
     @classmethod
@@ -292,11 +261,13 @@ class LTXVideoCodec:
         """
         path = Path(path)
         if path.is_file():
-            vae = _from_original(path, dtype, architecture or ltx_vae_config())
+            vae = vae_from_original(path, dtype, architecture or ltx_vae_config())
             return cls(vae, options=options, source=WeightsReference.of(path, [path])).to(device)
-        folder = _vae_folder(path)
+        folder = vae_folder(path)
         files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-        return cls(_from_folder(folder, dtype), options=options, source=WeightsReference.of(folder, files)).to(device)
+        return cls(vae_from_folder(folder, dtype), options=options, source=WeightsReference.of(folder, files)).to(
+            device
+        )
 
     @property
     def _vae(self) -> Any:
@@ -334,73 +305,3 @@ class LTXVideoCodec:
             tile_sample_stride_height=tile - overlap,
             tile_sample_stride_width=tile - overlap,
         )
-
-
-def _vae_folder(path: Path) -> Path:
-    for folder in (path / "vae", path):
-        if (folder / "config.json").is_file() and any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
-            return folder
-    raise FileNotFoundError(
-        f"expected LTX-Video's autoencoder at {path}: a folder holding vae/config.json and vae/{_WEIGHTS} (or the vae "
-        "folder itself), or the original single .safetensors file; download it there or correct the path"
-    )
-
-
-def _from_folder(folder: Path, dtype: torch.dtype) -> nn.Module:
-    folder = _vae_folder(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("_class_name") != "AutoencoderKLLTXVideo":
-        raise ValueError(f"{folder}: expected an AutoencoderKLLTXVideo, got {config.get('_class_name')!r}")
-    files = [folder / _WEIGHTS]
-    if not files[0].is_file():
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= _read(file, prefix="")
-    return _build(config, state, dtype, folder)
-
-
-def _from_original(path: Path, dtype: torch.dtype, architecture: Mapping[str, Any]) -> nn.Module:
-    from diffusers.loaders.single_file_utils import convert_ltx_vae_checkpoint_to_diffusers
-
-    state = _read(path, prefix="vae.")
-    if "vae.encoder.conv_out.conv.weight" not in state:
-        raise ValueError(
-            f"{path}: expected an original LTX-Video file with tensors named vae.encoder.…, found {len(state)} named "
-            "vae.…; take ltx-video-2b-v0.9.safetensors or a folder in diffusers' layout"
-        )
-    return _build(architecture, convert_ltx_vae_checkpoint_to_diffusers(state), dtype, path)
-
-
-def _read(path: Path, *, prefix: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"expected weights at {path}, found no file; the download is incomplete")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); download it again") from error
-
-
-def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> nn.Module:
-    """The autoencoder with exactly these tensors; nothing is initialized at random."""
-    from diffusers import AutoencoderKLLTXVideo
-
-    with torch.device("meta"):
-        vae = AutoencoderKLLTXVideo.from_config({key: value for key, value in config.items() if key[0] != "_"})
-    expected = {key: tuple(tensor.shape) for key, tensor in vae.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    if wrong:
-        listed = "; ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong[:5])
-        raise ValueError(
-            f"{path}: {len(wrong)} tensors do not fit the architecture ({listed}); use the weights of LTX-Video 0.9.0, "
-            "or a folder whose config.json describes them"
-        )
-    # The normalization stays in float32: rounding it would shift every latent of a channel alike.
-    cast = {key: tensor.to(torch.float32 if key.startswith("latents_") else dtype) for key, tensor in state.items()}
-    vae.load_state_dict(cast, strict=True, assign=True)
-    return vae
