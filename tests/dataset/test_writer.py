@@ -171,7 +171,9 @@ def test_robot_with_one_channel_stores_plain_scalars(tmp_path):
         writer.add(dataclasses.replace(episode, state=episode.state[:, :1]))
     table = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet")
     assert table.schema.field("observation.state").type == pa.float32()
-    np.testing.assert_array_equal(LeRobotDataset(tmp_path / "set").columns(0)["observation.state"], episode.state[:, :1])
+    np.testing.assert_array_equal(
+        LeRobotDataset(tmp_path / "set").columns(0)["observation.state"], episode.state[:, :1]
+    )
 
 
 def test_long_recordings_move_on_to_further_chunks_and_tables(tmp_path, monkeypatch):
@@ -207,7 +209,10 @@ def change_first(values: np.ndarray, value: float) -> np.ndarray:
         (lambda e: {"state": e.state[:, 0]}, r"state: expected \[T, 3\]"),
         (lambda e: {"actions": change_first(e.actions, np.nan)}, r"actions: expected finite .* row 2"),
         (lambda e: {"state": change_first(e.state, np.inf)}, r"state: expected finite .* row 2"),
-        (lambda e: {"video": {"front": e.video["front"]}}, r"expected the cameras \['front', 'wrist'\], got \['front'\]"),
+        (
+            lambda e: {"video": {"front": e.video["front"]}},
+            r"expected the cameras \['front', 'wrist'\], got \['front'\]",
+        ),
         (lambda e: {"video": {k: v[:, ::2] for k, v in e.video.items()}}, r"'front': expected uint8 \[T, 64, 64, 3\]"),
         (lambda e: {"metadata": {"layout": np.int64(3)}}, r"metadata: expected JSON"),
     ],

@@ -171,9 +171,8 @@ class LeRobotDataset:
 
     def _record(self, episode: int) -> EpisodeRecord:
         if not 0 <= episode < self.num_episodes:
-            raise ValueError(
-                f"dataset {self.root}: expected an episode from 0 to {self.num_episodes - 1}, got {episode}"
-            )
+            wanted = f"an episode from 0 to {self.num_episodes - 1}" if self.num_episodes else "a dataset with episodes"
+            raise ValueError(f"dataset {self.root}: expected {wanted}, got {episode} of {self.num_episodes}")
         return self.episodes[episode]
 
     def _rows(self, episode: int, names: Sequence[str]) -> pa.Table:
