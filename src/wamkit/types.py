@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -97,6 +98,7 @@ class Batch:
         return Batch(**moved)
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What a trainer needs of a model family.
 
@@ -111,6 +113,66 @@ class Trainable(Protocol):
     def loss(
         self, batch: Batch, objective: Any, generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What a model decodes in one control step, still in the network's range.
+
+    Args:
+        actions: normalised control channels.
+        value: value tokens in the network's space, or `None` when not asked for.
+        future: imagined frames, or `None` when not asked for.
+        future_steps: control steps after the observation at which each imagined frame lies.
+    """
+
+    actions: Float[Tensor, "b p a"]
+    value: Float[Tensor, "b y z"] | None = None
+    future: UInt8[Tensor, "b v t h w c"] | None = None
+    future_steps: tuple[int, ...] | None = None
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """One control step of a model: observations encoded, nothing drawn yet.
+
+    A planner may choose the initial noise; families without latent noise to choose ignore `chosen`.
+    """
+
+    def sample(self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False) -> Sampled: ...
+
+
+@runtime_checkable
+class ChosenNoise(Protocol):
+    """Initial noise that a planner settled on."""
+
+    @property
+    def video(self) -> Float[Tensor, "b v c f h w"]: ...
+
+    @property
+    def value(self) -> Float[Tensor, "b y z"]: ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """Standard normal numbers by stream name: `video`, `value`, `action`, `iteration0.video`, …"""
+
+    def __call__(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """`[b, *shape]` independent N(0, 1) numbers."""
+        ...
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """What a policy needs of a model family."""
+
+    def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Tensor:
+        """Encoded frames `b v c t …`, each on its own, to be remembered."""
+        ...
+
+    def control_step(self, memory: Tensor, state: Float[Tensor, "b s"], task: list[str], num_steps: int) -> Decoder: ...
+
+    def save_codecs(self, folder: Path) -> None: ...
 
 
 @runtime_checkable

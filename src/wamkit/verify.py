@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,13 @@ from torch import Tensor
 
 from wamkit.flow import euler
 from wamkit.models.wav.config import ExpertConfig, NetworkConfig
-from wamkit.models.wav.control import ControlStep, to_tokens
+from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.models.wav.weights import load_weights
-from wamkit.nn.attention import KeyValue
 from wamkit.nn.modulation import Timesteps
 from wamkit.planning.cem import plan
 from wamkit.planning.config import REFERENCE, PlannerConfig
-from dataclasses import replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,9 @@ def read_cases(path: Path, spec: Path | None = None) -> list[GoldenCase]:
         cases, tolerances = settings["cases"], settings["precision"]["suggested_tolerance"]
         limits = {group: _tolerance(tolerances[group]) for group in ("out", "pipe")}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{spec} is not the JSON of a golden file (expected keys cases, precision): {error}") from error
+        raise ValueError(
+            f"{spec} is not the JSON of a golden file (expected keys cases, precision): {error}"
+        ) from error
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -186,9 +186,7 @@ def _compare(name: str, got: Tensor | None, expected: Tensor, tolerances: dict[s
     limit = tolerance.atol + tolerance.rtol * expected.abs()
     worst = int((error / limit).argmax())
     passed = bool((error <= limit).all())
-    return Comparison(
-        name=name, error=float(error.max()), limit=float(limit.flatten()[worst]), passed=passed
-    )
+    return Comparison(name=name, error=float(error.max()), limit=float(limit.flatten()[worst]), passed=passed)
 
 
 def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
@@ -205,7 +203,10 @@ def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]
     _, out["video_t1000"] = _video(network, video, Timesteps.per_token(noisy * 1000), text, grid)
     out |= {f"video_hidden.{i}": rearrange(x, "b v l d -> (b v) l d") for i, x in enumerate(hidden)}
     flat = [rearrange(x, "b v l d -> b (v l) d") for x in hidden]
-    out = {key: rearrange(x, "b v l c -> (b v) l c") if key.startswith("video") and x.ndim == 4 else x for key, x in out.items()}
+    out = {
+        key: rearrange(x, "b v l c -> (b v) l c") if key.startswith("video") and x.ndim == 4 else x
+        for key, x in out.items()
+    }
 
     value, action = network.value, network.action
     value_video = [block.attn2.keys_values(x) for block, x in zip(value.blocks, flat, strict=True)]

@@ -11,7 +11,7 @@ FAMILIES: dict[str, str] = {
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of a family; it offers `build(config)` and `load(config, weights, codecs_folder)`.
+    """The module of a family; its `FAMILY` is the family's class, with `load(config, weights, codecs, source)`.
 
     Raises:
         ValueError: unknown family.

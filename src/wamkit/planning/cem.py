@@ -12,7 +12,7 @@ only; the elites' spread is the biased one, with a floor; any number of observat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -20,10 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wamkit.planning.config import PlannerConfig
-from wamkit.planning.draws import Draws
 from wamkit.planning.objective import score_values
+from wamkit.types import Draws
 
 
+@runtime_checkable
 class LatentProblem(Protocol):
     """What can be planned over: a model that predicts values from initial noise."""
 
@@ -64,9 +65,7 @@ class Gaussian:
         """Scale and shift standard normal draws, `m` per observation."""
         return self.mean[:, None] + self.std[:, None] * noise
 
-    def refit(
-        self, elites: Float[Tensor, "b m ..."], config: PlannerConfig, dims: tuple[int, ...] = (1,)
-    ) -> Gaussian:
+    def refit(self, elites: Float[Tensor, "b m ..."], config: PlannerConfig, dims: tuple[int, ...] = (1,)) -> Gaussian:
         """Move towards the elites' mean and (decayed) spread over `dims`."""
         mean = elites.mean(dims)
         std = elites.std(dims, correction=int(config.unbiased_std)) * config.std_decay

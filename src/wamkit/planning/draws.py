@@ -9,18 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Draws(Protocol):
-    """Standard normal numbers by stream name: `video`, `value`, `action`, `iteration0.video`, …"""
-
-    def __call__(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """`[b, *shape]` independent N(0, 1) numbers."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class WAVConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any]) -> WAVConfig:
         """Inverse of `to_dict`.
 
         Raises:
@@ -189,22 +189,29 @@ def dualarm() -> WAVConfig:
     network = NetworkConfig(
         value=ExpertConfig(channels=17, rope_base=57.0), action=ExpertConfig(channels=28, rope_base=54.0)
     )
-    return WAVConfig(
-        network=network, num_views=3, action_horizon=54, action_dim=14, state_dim=14, name="dualarm"
-    )
+    return WAVConfig(network=network, num_views=3, action_horizon=54, action_dim=14, state_dim=14, name="dualarm")
 
 
 def small(
-    *, num_views: int = 2, action_dim: int = 4, state_dim: int = 4, value_channels: int = 10
+    *,
+    num_views: int = 2,
+    action_dim: int = 4,
+    state_dim: int = 4,
+    value_channels: int = 10,
+    num_context: int = 1,
+    action_horizon: int = 18,
 ) -> WAVConfig:
-    """A useful policy in a small simulator, trained on a CPU."""
+    """A useful policy in a small simulator, trained on a CPU in minutes.
+
+    Time goes with the tokens of the video stream, so there are few: 16 a frame and view, one memory frame by default.
+    """
     network = NetworkConfig(
         latent_channels=32,
-        num_layers=6,
-        num_heads=6,
+        num_layers=4,
+        num_heads=4,
         head_dim=32,
         text_width=64,
-        value=ExpertConfig(channels=value_channels, num_heads=4, head_dim=24, rope_base=57.0),
+        value=ExpertConfig(channels=value_channels, num_heads=4, head_dim=32, rope_base=57.0),
         action=ExpertConfig(channels=action_dim + state_dim, num_heads=4, head_dim=32, rope_base=54.0),
     )
     return WAVConfig(
@@ -212,9 +219,9 @@ def small(
         codec=CodecConfig(video="patch", spatial=16, temporal=8, text="hash", text_length=12),
         num_views=num_views,
         image_size=64,
-        num_context=2,
+        num_context=num_context,
         num_future=9,
-        action_horizon=18,
+        action_horizon=action_horizon,
         action_dim=action_dim,
         state_dim=state_dim,
         name="small",
@@ -279,7 +286,9 @@ class WAVObjective:
         if self.video_weight == self.value_weight == self.action_weight == 0:
             raise ValueError("expected at least one of video_weight, value_weight and action_weight above 0, got all 0")
         if self.noisy_video and self.video_weight:
-            raise ValueError("noisy_video replaces the future by pure noise, so there is no video target; set video_weight=0")
+            raise ValueError(
+                "noisy_video replaces the future by pure noise, so there is no video target; set video_weight=0"
+            )
         if self.num_draws < 1:
             raise ValueError(f"expected num_draws of 1 or more, got {self.num_draws}")
 

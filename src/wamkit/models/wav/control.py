@@ -203,7 +203,9 @@ class ControlStep:
             nonlocal done
             modulation = self.modulation(sigma)
             x = future
-            for x in self.network.video_layers(torch.cat((clean, future), dim=-2), modulation, self.text, self._rotation):
+            for x in self.network.video_layers(
+                torch.cat((clean, future), dim=-2), modulation, self.text, self._rotation
+            ):
                 pass
             done += 1
             if on_step is not None:

@@ -73,7 +73,9 @@ class WAVTransformer(nn.Module):
             self.view_ada = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         every = config.cross_view_every
         self.transformer_blocks = nn.ModuleList(
-            LTXBlock(dim, config.num_heads, config.head_dim, config.norm_eps, across_views=bool(every) and i % every == 0)
+            LTXBlock(
+                dim, config.num_heads, config.head_dim, config.norm_eps, across_views=bool(every) and i % every == 0
+            )
             for i in range(config.num_layers)
         )
         self.proj_out = nn.Linear(dim, config.latent_channels)

@@ -1,0 +1,205 @@
+"""WAV as a model family: the network behind its codecs, with the verbs `loss`, `sample_actions`, `imagine` and `value`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wamkit.codecs.base import TextEncoder, VideoCodec
+from wamkit.codecs.load import load_text_encoder, load_video_codec
+from wamkit.models.wav.config import WAVConfig, WAVObjective
+from wamkit.models.wav.control import ControlStep
+from wamkit.models.wav.losses import EncodedBatch, losses
+from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
+from wamkit.models.wav.weights import LoadReport, load_weights
+from wamkit.types import Batch, ChosenNoise, Draws, Sampled
+
+
+@dataclass
+class WAV:
+    """A complete WAV.
+
+    Args:
+        config: sizes and window geometry.
+        network: the weights that are trained and saved.
+        video_codec: frozen.
+        text_encoder: frozen.
+    """
+
+    config: WAVConfig
+    network: WAVTransformer
+    video_codec: VideoCodec
+    text_encoder: TextEncoder
+
+    @classmethod
+    def build(cls, config: WAVConfig, video_codec: VideoCodec, text_encoder: TextEncoder) -> WAV:
+        """A WAV with fresh weights.
+
+        Raises:
+            ValueError: a codec does not fit the configuration.
+        """
+        wanted = (config.codec.spatial, config.codec.temporal, config.network.latent_channels)
+        offered = (video_codec.spatial, video_codec.temporal, video_codec.channels)
+        if wanted != offered:
+            raise ValueError(f"expected a video codec with (spatial, temporal, channels) = {wanted}, got {offered}")
+        if text_encoder.width != config.network.text_width:
+            raise ValueError(f"expected text of width {config.network.text_width}, got {text_encoder.width}")
+        return cls(
+            config=config, network=WAVTransformer(config.network), video_codec=video_codec, text_encoder=text_encoder
+        )
+
+    @classmethod
+    def load(cls, config: dict[str, Any], weights: dict[str, Tensor], codecs: Path, source: str) -> WAV:
+        """A WAV from the pieces of a policy folder.
+
+        Raises:
+            ValueError: configuration, codecs and weights do not fit each other.
+        """
+        settings = WAVConfig.from_dict(config)
+        pretrained = Path(settings.codec.pretrained) if settings.codec.pretrained else None
+        video_codec = load_video_codec(codecs / "video", pretrained=pretrained)
+        model = cls.build(settings, video_codec, load_text_encoder(codecs / "text", pretrained=pretrained))
+        load_weights(model.network, weights, source=source)
+        return model
+
+    def load_weights(self, tensors: dict[str, Tensor], *, source: str, may_miss: tuple[str, ...] = ()) -> LoadReport:
+        """Copy weights, see `weights.load_weights`."""
+        return load_weights(self.network, tensors, source=source, may_miss=may_miss)
+
+    def save_codecs(self, folder: Path) -> None:
+        """Write what `load` needs of the codecs."""
+        self.video_codec.save(folder / "video")
+        self.text_encoder.save(folder / "text")
+
+    def to(self, device: torch.device | str) -> WAV:
+        """Move network and codecs; returns itself."""
+        self.network.to(device)
+        self.video_codec = self.video_codec.to(device)
+        self.text_encoder = self.text_encoder.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        return self.network.proj_in.weight.device
+
+    def parts(self) -> dict[str, list[str]]:
+        """Parameter names of the video stream, the value expert and the action expert."""
+        parts: dict[str, list[str]] = {}
+        for name, _ in self.network.named_parameters():
+            parts.setdefault(part_of(name), []).append(name)
+        return parts
+
+    def loss(
+        self, batch: Batch, objective: WAVObjective, generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The stage's loss on a batch of windows, and its parts."""
+        return losses(self.network, self.config, self.encode(batch.to(self.device)), objective, generator)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> EncodedBatch:
+        """Run the frozen codecs over a batch."""
+        future = None
+        if batch.future is not None:
+            clips = self.video_codec.encode_clip(rearrange(batch.future, "b v t h w c -> (b v) t h w c"))
+            future = rearrange(clips, "(b v) c f h w -> b v c f h w", b=len(batch.future))
+        text, empty = self.text_encoder.encode(batch.task), self.text_encoder.encode([""])
+        return EncodedBatch(
+            memory=self.encode_frames(batch.context),
+            future=future,
+            text=text.tokens,
+            text_mask=text.mask,
+            empty_text=empty.tokens,
+            empty_mask=empty.mask,
+            state=batch.state,
+            actions=torch.cat((batch.actions, batch.future_state), dim=-1),
+            is_padded=batch.is_padded,
+            value_targets=batch.value_targets,
+        )
+
+    @torch.no_grad()
+    def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Float[Tensor, "b v k t y x"]:
+        """Encode every frame on its own, as memory frames are."""
+        flat = self.video_codec.encode_frames(rearrange(video, "b v t h w c -> (b v t) h w c"))
+        return rearrange(flat, "(b v t) k y x -> b v k t y x", b=video.shape[0], v=video.shape[1])
+
+    @torch.no_grad()
+    def control_step(
+        self, memory: Float[Tensor, "b v k t y x"], state: Float[Tensor, "b s"], task: list[str], num_steps: int
+    ) -> WAVControl:
+        """Encode what does not change while one chunk is planned and decoded.
+
+        Args:
+            memory: from `encode_frames`, the newest frame last.
+            state: normalised.
+            task: one sentence per row.
+            num_steps: Euler steps.
+        """
+        text = self.text_encoder.encode(task)
+        token = None
+        if self.config.has_state_token:
+            token = torch.nn.functional.pad(state, (self.config.action_dim, 0))[:, None]
+        return WAVControl(self, memory, self.network.read_text(text.tokens, text.mask, keep=True), token, num_steps)
+
+    @torch.no_grad()
+    def decode_future(self, latents: Float[Tensor, "b v k f y x"]) -> UInt8[Tensor, "b v t h w c"]:
+        """Future latents to frames."""
+        flat = self.video_codec.decode_clip(rearrange(latents, "b v k f y x -> (b v) k f y x"))
+        return rearrange(flat, "(b v) t h w c -> b v t h w c", b=len(latents))
+
+
+class WAVControl(ControlStep):
+    """A control step of a complete WAV: it knows the action layout and how to decode imagined frames."""
+
+    def __init__(self, model: WAV, memory: Tensor, text: TextContext, state_token: Tensor | None, num_steps: int):
+        super().__init__(
+            model.network,
+            memory=memory,
+            num_future_latents=model.config.num_future_latents,
+            value_length=model.config.action_horizon,
+            text=text,
+            state_token=state_token,
+            num_steps=num_steps,
+        )
+        self.model = model
+
+    @torch.no_grad()
+    def sample(self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False) -> Sampled:
+        """Decode one chunk, from drawn noise or from the noise a planner chose.
+
+        Args:
+            draws: streams `video`, `value` (unless chosen) and `action`.
+            chosen: initial latents and value noise.
+            imagine: also denoise the value properly and the future video, from the same noise.
+        """
+        views, channels, frames, height, width = self.video_shape
+        has_value = self.network.config.value is not None
+        if chosen is not None:
+            video, value_noise = chosen.video, chosen.value
+        else:
+            noise = draws("video", (views, channels, frames - self.num_memory, height, width))
+            video = self.with_memory(noise[:, None])[:, 0]
+            value_noise = draws("value", self.value_shape) if has_value else None
+        action_noise = draws("action", (self.model.config.action_horizon, self.network.action.config.channels))
+        decoded = self.decode(
+            video, action_noise=action_noise, value_noise=value_noise, with_value=imagine and has_value
+        )
+        actions = decoded.actions[..., : self.model.config.action_dim]
+        if not imagine:
+            return Sampled(actions=actions)
+        stride, count = self.model.config.stride, self.model.config.num_future
+        return Sampled(
+            actions=actions,
+            value=decoded.value,
+            future=self.model.decode_future(self.imagine(video)),
+            future_steps=tuple(range(stride, stride * count + 1, stride)),
+        )
+
+
+FAMILY = WAV

@@ -1,0 +1,241 @@
+"""The flow-matching losses of WAV's three streams, for any training stage.
+
+Source: WAV (arXiv 2604.14732), section 4; public trainer.
+Differs: pure-noise streams are told the timestep they really have (`reference_timesteps` restores the public choice);
+dropping a caption drops its mask too; several noise draws may share one pass of the video stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wamkit.flow import draw_sigma, expand, interpolate, velocity
+from wamkit.models.wav.config import WAVConfig, WAVObjective
+from wamkit.models.wav.control import to_tokens
+from wamkit.models.wav.experts import ExpertTokens
+from wamkit.models.wav.model import WAVTransformer
+from wamkit.nn.modulation import Timesteps
+
+Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """A training batch after the frozen codecs.
+
+    Args:
+        memory: memory latents, the current frame last.
+        future: future latents; `None` where pure noise replaces them.
+        text: text embeddings.
+        text_mask: 1 on text.
+        empty_text: embedding of the empty sentence, one row.
+        empty_mask: its mask.
+        state: normalised current state.
+        actions: action and state of the same rows, normalised.
+        is_padded: rows past the end of the episode.
+        value_targets: value vectors in the network's space, or `None`.
+    """
+
+    memory: Float[Tensor, "b v c f h w"]
+    future: Float[Tensor, "b v c z h w"] | None
+    text: Float[Tensor, "b t e"]
+    text_mask: Bool[Tensor, "b t"]
+    empty_text: Float[Tensor, "1 t e"]
+    empty_mask: Bool[Tensor, "1 t"]
+    state: Float[Tensor, "b s"]
+    actions: Float[Tensor, "b p a"]
+    is_padded: Bool[Tensor, "b p"]
+    value_targets: Float[Tensor, "b p r"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """One expert's noisy rows with their targets.
+
+    Args:
+        tokens: what the network is given.
+        target: noise - data of the rows the loss covers.
+        skipped: leading rows of each observation that carry no loss.
+    """
+
+    tokens: ExpertTokens
+    target: Float[Tensor, "r p c"]
+    skipped: int = 0
+
+
+def perturb_memory(
+    memory: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], sigma: Float[Tensor, " b"], share: float
+) -> Float[Tensor, "b ..."]:
+    """Memory latents as they enter the network: (1-σ) mem + σ ((1-r) mem + r ε) = mem + σ r (ε - mem).
+
+    Args:
+        memory: clean latents.
+        noise: ε.
+        sigma: noise level of the future.
+        share: r, drawn once per batch from [0, noise_to_first_frame).
+    """
+    return memory + expand(sigma, memory) * share * (noise - memory)
+
+
+def video_loss(
+    predicted: Float[Tensor, "b v l c"], target: Float[Tensor, "b v l c"], num_memory_tokens: int
+) -> Float[Tensor, ""]:
+    """Squared error on future tokens, averaged over all tokens (memory tokens count as 0)."""
+    error = (predicted - target)[:, :, num_memory_tokens:].float()
+    return error.square().sum() / predicted.numel()
+
+
+def losses(
+    network: WAVTransformer,
+    config: WAVConfig,
+    batch: EncodedBatch,
+    objective: WAVObjective,
+    generator: torch.Generator,
+) -> Losses:
+    """The weighted sum of the stage's losses, and each of them.
+
+    Args:
+        network: in training mode.
+        config: geometry of the windows.
+        batch: encoded windows.
+        objective: what the stage asks for.
+        generator: every noise level and noise number comes from it (CPU).
+
+    Raises:
+        ValueError: value targets or future frames are needed and absent.
+    """
+    rows, device = len(batch.memory), batch.memory.device
+    sigma_video, told_video = draw_sigma(rows, generator)
+    shared = (sigma_video, told_video)  # the action stream has the same u1
+    if objective.noisy_video:
+        sigma_video = torch.ones(rows)
+        if not (objective.reference_timesteps and objective.action_weight == 0):
+            told_video = torch.full((rows,), 1000.0)
+
+    tokens, video_target = _noisy_video(config, batch, objective, sigma_video.to(device), generator)
+    area = config.grid[1] * config.grid[2]
+    num_memory = config.num_context * area
+    timesteps = Timesteps.clean_then(num_memory, told_video.to(device), tokens.shape[2] - num_memory)
+    text, mask = _drop_captions(batch, objective.caption_dropout, generator)
+
+    value = _noisy_value(config, batch, objective, generator)
+    action = _noisy_action(config, batch, objective, shared, generator)
+    output = network(
+        tokens,
+        timesteps,
+        network.read_text(text, mask),
+        config.grid,
+        value=None if value is None else value.tokens,
+        action=None if action is None else action.tokens,
+    )
+    parts: dict[str, Tensor] = {}
+    if video_target is not None:
+        parts["video"] = video_loss(output.video, video_target, num_memory)
+    keep = ~batch.is_padded if objective.mask_padding else torch.ones_like(batch.is_padded)
+    if value is not None and objective.value_weight:
+        predicted = output.value.unflatten(0, (rows, -1))[:, value.skipped :].flatten(0, 1)
+        parts["value"] = _masked_mean((predicted - value.target).float().square(), keep)
+    if action is not None:
+        parts["action"] = _masked_mean((output.action - action.target).float().square(), keep)
+    weights = {"video": objective.video_weight, "value": objective.value_weight, "action": objective.action_weight}
+    total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
+    return total, {f"{name}_loss": loss.detach() for name, loss in parts.items()}
+
+
+def _noisy_video(
+    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, sigma: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens of memory and future, and the velocity target of all tokens (memory targets are never used)."""
+    memory = batch.memory
+    share = float(torch.rand((), generator=generator)) * objective.memory_noise
+    memory_noise = _noise(memory.shape, generator, memory)
+    noise = _noise((*memory.shape[:3], config.num_future_latents, *memory.shape[4:]), generator, memory)
+    perturbed = to_tokens(perturb_memory(memory, memory_noise, sigma, share))
+    if objective.noisy_video:
+        return torch.cat((perturbed, to_tokens(noise)), dim=-2), None
+    if batch.future is None:
+        raise ValueError("this stage reads future frames, but the batch has none; set needs_future=True on the stage")
+    future = interpolate(batch.future, noise, sigma)
+    target = torch.cat((memory_noise - memory, velocity(batch.future, noise)), dim=-3)
+    return torch.cat((perturbed, to_tokens(future)), dim=-2), to_tokens(target)
+
+
+def _noisy_value(
+    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, generator: torch.Generator
+) -> Noised | None:
+    """Value rows: a pure-noise row for the action expert to read, then one row per draw for the value loss."""
+    expert = config.network.value
+    if expert is None or not (objective.value_weight or objective.action_weight):
+        return None
+    pure = 1 if objective.pure_value and objective.action_weight else 0
+    draws = objective.num_draws if objective.value_weight or not pure else 0
+    targets = batch.value_targets
+    if draws and targets is None:
+        raise ValueError("this stage reads value targets, but the batch has none; write them with `wamkit data values`")
+    rows, like = len(batch.memory), batch.memory
+    sigma, told = draw_sigma(rows * (pure + draws), generator)
+    sigma, told = sigma.reshape(rows, -1), told.reshape(rows, -1)
+    if pure:
+        sigma[:, 0] = 1.0
+        if not objective.reference_timesteps:
+            told[:, 0] = 1000.0
+    noise = _noise((rows, pure + draws, config.action_horizon, expert.channels), generator, like)
+    data = torch.zeros_like(noise[:, :1]) if targets is None else targets[:, None]
+    noisy = interpolate(data.expand_as(noise).flatten(0, 1), noise.flatten(0, 1), sigma.flatten().to(like.device))
+    return Noised(
+        tokens=ExpertTokens(tokens=noisy, timestep=told.flatten().to(like.device)),
+        target=(noise - data)[:, pure:].flatten(0, 1),
+        skipped=pure,
+    )
+
+
+def _noisy_action(
+    config: WAVConfig,
+    batch: EncodedBatch,
+    objective: WAVObjective,
+    shared: tuple[Tensor, Tensor],
+    generator: torch.Generator,
+) -> Noised | None:
+    """Action rows, `num_draws` per observation; the first shares the video stream's noise level."""
+    if not objective.action_weight:
+        return None
+    rows, like, draws = len(batch.memory), batch.memory, objective.num_draws
+    more = draw_sigma(rows * (draws - 1), generator)
+    sigma, told = (
+        torch.cat((first[:, None], other.reshape(rows, draws - 1)), dim=1).flatten().to(like.device)
+        for first, other in zip(shared, more, strict=True)
+    )
+    data = repeat(batch.actions, "b p a -> (b m) p a", m=draws)
+    noise = _noise(data.shape, generator, like)
+    state = None
+    if config.has_state_token:
+        state = torch.nn.functional.pad(batch.state, (config.action_dim, 0))
+        state = repeat(state, "b a -> (b m) 1 a", m=draws)
+    tokens = ExpertTokens(tokens=interpolate(data, noise, sigma), timestep=told, state_token=state)
+    return Noised(tokens=tokens, target=velocity(data, noise))
+
+
+def _drop_captions(
+    batch: EncodedBatch, probability: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"]]:
+    """Replace sentence and mask by those of the empty sentence, row by row with the given probability."""
+    if not probability:
+        return batch.text, batch.text_mask
+    dropped = (torch.rand(len(batch.text), generator=generator) < probability).to(batch.text.device)
+    text = torch.where(dropped[:, None, None], batch.empty_text, batch.text)
+    return text, torch.where(dropped[:, None], batch.empty_mask, batch.text_mask)
+
+
+def _masked_mean(error: Float[Tensor, "r p c"], keep: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:
+    """Mean over the tokens that count; each observation's mask serves all its rows."""
+    keep = repeat(keep, "b p -> (b m) p 1", m=len(error) // len(keep))
+    return (error * keep).sum() / (keep.sum() * error.shape[-1]).clamp(min=1)
+
+
+def _noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)

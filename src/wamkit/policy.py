@@ -1,0 +1,258 @@
+"""A policy: a model behind its normalisation, memory and planner, as robots and evaluators use it.
+
+Nothing here knows a family: a family encodes frames, opens a control step and decodes chunks (`types.Acting`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
+from wamkit.chunking import ObservationMemory
+from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.models import family_module
+from wamkit.planning.cem import LatentProblem, Plan, plan
+from wamkit.planning.config import PlannerConfig
+from wamkit.planning.draws import SeededDraws
+from wamkit.spec import PolicySpec
+from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Sampled
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transforms:
+    """Numbers in and out of the network's range; they travel with the weights as `statistics.json`.
+
+    Args:
+        state: of the proprioceptive state.
+        action: of the control channels.
+        value: of the value vector, or `None` for a policy without values.
+    """
+
+    state: Normalizer
+    action: Normalizer
+    value: ValueTransform | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` inverts it."""
+        value = None if self.value is None else self.value.to_dict()
+        return {"state": self.state.to_dict(), "action": self.action.to_dict(), "value": value}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Transforms:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing.
+        """
+        missing = sorted({"state", "action", "value"} - set(data))
+        if missing:
+            raise ValueError(f"statistics.json: expected the keys state, action and value, {missing} not found")
+        value = None if data["value"] is None else ValueTransform.from_dict(data["value"])
+        return cls(state=Normalizer.from_dict(data["state"]), action=Normalizer.from_dict(data["action"]), value=value)
+
+
+@dataclass
+class _Slot:
+    """One robot's episode."""
+
+    memory: ObservationMemory
+    seed: int
+    calls: int = 0
+
+
+class Policy:
+    """A `types.ActingPolicy` over any family that can act.
+
+    Args:
+        model: the family object.
+        spec: what the policy needs and gives.
+        transforms: normalisation.
+        planner: how initial noise is chosen; `None` draws it.
+        num_steps: Euler steps of the decoder.
+        memory_threshold: executed actions per shift of the observation memory.
+        fingerprint: identity of the weights, for records.
+    """
+
+    def __init__(
+        self,
+        model: Acting,
+        spec: PolicySpec,
+        transforms: Transforms,
+        *,
+        planner: PlannerConfig | None = None,
+        num_steps: int = 10,
+        memory_threshold: int = 1,
+        fingerprint: str = "",
+    ):
+        self.model = model
+        self.spec = spec
+        self.transforms = transforms
+        self.planner = planner
+        self.num_steps = num_steps
+        self.memory_threshold = memory_threshold
+        self.fingerprint = fingerprint
+        self._slots: dict[int, _Slot] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How actions are decoded, JSON-ready, for results."""
+        planner = None if self.planner is None else dataclasses.asdict(self.planner)
+        return {"planner": planner, "num_steps": self.num_steps, "memory_threshold": self.memory_threshold}
+
+    def reset(self, slots: Sequence[int], *, seeds: Sequence[int]) -> None:
+        """Start a new episode in each slot; every draw of the episode follows from its seed."""
+        for slot, seed in zip(slots, seeds, strict=True):
+            memory = ObservationMemory(self.spec.num_context, self.memory_threshold)
+            self._slots[slot] = _Slot(memory=memory, seed=seed)
+
+    @torch.inference_mode()
+    def act(
+        self,
+        slots: Sequence[int],
+        *,
+        video: UInt8[Tensor, "b v h w c"],
+        state: Float[Tensor, "b s"],
+        task: list[str],
+        executed: Sequence[int],
+        record: bool = False,
+    ) -> ActionChunk:
+        """One chunk for each slot.
+
+        Args:
+            slots: robots asking; each was `reset` before.
+            video: newest frame of every camera, in the spec's camera order.
+            state: physical units.
+            task: one sentence per robot.
+            executed: actions executed since the slot's previous call.
+            record: also return what was imagined.
+
+        Raises:
+            ValueError: a slot that was never reset, or inputs that do not fit the spec.
+        """
+        self._check(slots, video, state)
+        started = time.perf_counter()
+        device = self._device()
+        frames = self.model.encode_frames(video[:, :, None].to(device))
+        for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
+            self._slots[slot].memory.add(frames[row, :, :, 0], count)
+        memory = torch.stack([self._slots[slot].memory.stack(dim=2) for slot in slots])
+        control = self.model.control_step(
+            memory, self.transforms.state.normalize(state.to(device)), list(task), self.num_steps
+        )
+        draws = SeededDraws(keys=[(self._slots[slot].seed, self._slots[slot].calls) for slot in slots], device=device)
+        encoded = time.perf_counter()
+        chosen = self._plan(control, draws)
+        planned = time.perf_counter()
+        sampled = control.sample(draws, chosen, imagine=record)
+        actions = self.transforms.action.denormalize(sampled.actions).cpu()
+        decoded = time.perf_counter()
+        for slot in slots:
+            self._slots[slot].calls += 1
+        timing = {"encode": encoded - started, "plan": planned - encoded, "act": decoded - planned}
+        return ActionChunk(actions=actions, imagined=self._imagined(sampled, chosen) if record else None, timing=timing)
+
+    def _plan(self, control: Decoder, draws: SeededDraws) -> Plan | None:
+        if self.planner is None:
+            return None
+        if not isinstance(control, LatentProblem):
+            raise ValueError(f"family {self.spec.family!r} has no latent noise to plan over; use planner=None")
+        return plan(control, self.planner, draws)
+
+    def _imagined(self, sampled: Sampled, chosen: Plan | None) -> Imagined:
+        value = sampled.value
+        if value is not None and self.transforms.value is not None:
+            value = self.transforms.value.denormalize(value)
+        scores = None
+        if chosen is not None and chosen.rounds:
+            scores = torch.stack([seen.scores.flatten(1) for seen in chosen.rounds], dim=1).cpu()
+        return Imagined(
+            video=None if sampled.future is None else sampled.future.cpu(),
+            video_steps=sampled.future_steps,
+            value=None if value is None else value[..., -1].cpu(),
+            scores=scores,
+        )
+
+    def _check(self, slots: Sequence[int], video: Tensor, state: Tensor) -> None:
+        unknown = [slot for slot in slots if slot not in self._slots]
+        if unknown:
+            raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
+        robot = self.spec.robot
+        camera = robot.cameras[0]
+        wanted = (len(slots), len(robot.cameras), camera.height, camera.width, 3)
+        if tuple(video.shape) != wanted:
+            raise ValueError(
+                f"expected video of shape (robots, cameras, height, width, 3) = {wanted} "
+                f"(cameras {', '.join(robot.camera_names)}), got {tuple(video.shape)}"
+            )
+        if tuple(state.shape) != (len(slots), len(robot.state)):
+            names = ", ".join(channel.name for channel in robot.state)
+            raise ValueError(
+                f"expected state of shape {(len(slots), len(robot.state))} ({names}), got {tuple(state.shape)}"
+            )
+        if not torch.isfinite(state).all():
+            raise ValueError("expected finite states, got NaN or infinity; check the robot's sensors")
+
+    def _device(self) -> torch.device:
+        return getattr(self.model, "device", torch.device("cpu"))
+
+    def save(self, path: Path, *, config: Mapping[str, Any], training: Mapping[str, Any]) -> Path:
+        """Write a policy folder, see `checkpoint.write_policy`."""
+        return write_policy(
+            path,
+            family=self.spec.family,
+            network=self.model.network,
+            config=config,
+            spec=self.spec,
+            statistics=self.transforms.to_dict(),
+            training=training,
+            write_codecs=self.model.save_codecs,
+        )
+
+
+def load_policy(
+    folder: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    planner: PlannerConfig | None = None,
+    num_steps: int = 10,
+    memory_threshold: int = 1,
+) -> Policy:
+    """Load a policy from its folder alone.
+
+    Args:
+        folder: a policy folder or a training checkpoint.
+        device: where it computes.
+        planner: see `Policy`.
+        num_steps: see `Policy`.
+        memory_threshold: see `Policy`.
+
+    Raises:
+        FileNotFoundError: no folder, or a file of it is missing.
+        ValueError: a file is damaged, or weights, configuration and codecs do not fit each other.
+    """
+    files: PolicyFiles = read_policy(folder)
+    module = family_module(files.family)
+    model = module.FAMILY.load(files.config, files.load_weights(), files.codecs, source=str(folder))
+    model.to(device)
+    model.network.eval()
+    return Policy(
+        model,
+        files.spec,
+        Transforms.from_dict(files.statistics),
+        planner=planner,
+        num_steps=num_steps,
+        memory_threshold=memory_threshold,
+        fingerprint=files.fingerprint,
+    )
