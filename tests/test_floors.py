@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "types", "atomic", "trace"),
+    ("spec", "episode", "types", "atomic", "progress", "trace"),
     ("flow", "masks", "twohot", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),

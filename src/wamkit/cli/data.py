@@ -1,0 +1,124 @@
+"""Look into a LeRobot dataset, compute its statistics, and write value targets into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from wamkit.progress import ProgressBar
+
+Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Compute statistics of actions, their differences, states and values over all rows.
+
+    They are written to meta/wamkit_statistics.json, which training reads. Compute them again after the dataset changed.
+    """
+
+    root: Root
+    """Dataset folder."""
+    json: bool = False
+    """Print the statistics as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Write value targets into the dataset as its column `value`; an earlier column is replaced.
+
+    Statistics are computed anew, because values are among them.
+    """
+
+    root: Root
+    """Dataset folder."""
+    kind: Literal["dense", "sparse"] = "dense"
+    """Reward: likeness to the end of the demonstration, or -1 until the task is solved."""
+    gamma: float | None = None
+    """Discount per step."""
+    horizon: int | None = None
+    """Further steps that a return counts; by default all up to the end of the episode."""
+    components: Literal["returns", "rewards"] | None = None
+    """Dense: what the component channels hold."""
+    image_size: int | None = None
+    """Dense: pixels that images are resized to before they are compared; 0 compares them as they are."""
+    failure: Literal["endless", "ends"] | None = None
+    """Sparse: what follows the last row of an episode that was never solved."""
+    json: bool = False
+    """Print the settings as JSON."""
+
+
+Options = Stats | Values
+
+
+def run(options: Options) -> int:
+    """Run the chosen sub-command."""
+    return _stats(options) if isinstance(options, Stats) else _values(options)
+
+
+def _stats(options: Stats) -> int:
+    statistics = _write_statistics(options.root)
+    if options.json:
+        print(json.dumps({name: feature.to_dict() for name, feature in statistics.items()}, indent=2))
+        return 0
+    for name, feature in statistics.items():
+        print(f"{name}: {feature.count} rows, {feature.num_kept} of them within the quantiles")
+        for statistic in ("mean", "std", "q01", "q99", "min", "max"):
+            print(f"  {statistic:<5}" + "".join(f" {number:10.4g}" for number in getattr(feature, statistic)))
+    return 0
+
+
+def _values(options: Values) -> int:
+    from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.data.value_labels import label_values
+
+    dataset = LeRobotDataset(options.root)
+    settings = _value_settings(options, dataset.robot)
+    with ProgressBar(f"{options.kind} values", dataset.num_episodes, unit="episodes") as bar:
+        label_values(dataset, settings, progress=lambda done, total: bar.update(done))
+    _write_statistics(options.root)
+    if options.json:
+        print(json.dumps(settings.to_dict(), indent=2))
+    else:
+        channels = ", ".join(settings.channel_names)
+        print(f"wrote {options.kind} values of {dataset.num_episodes} episodes ({channels}) and new statistics")
+    return 0
+
+
+def _value_settings(options: Values, robot: Any) -> Any:
+    """The settings with their own defaults where no option was given; an option without effect is refused."""
+    from wamkit.data.value_labels import DenseValueSettings, SparseValueSettings
+
+    chosen = DenseValueSettings if options.kind == "dense" else SparseValueSettings
+    known = {item.name for item in dataclasses.fields(chosen)}
+    names = ("gamma", "horizon", "components", "image_size", "failure")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    unused = [name for name in given if name not in known]
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: without effect on {options.kind} values; leave it out")
+    if given.get("image_size") == 0:
+        given["image_size"] = None
+    if options.kind == "sparse":
+        return SparseValueSettings(**given)
+    if robot is None:
+        raise ValueError(
+            f"{options.root} has no robot spec, so dense values cannot tell which camera is whose; choose "
+            "--kind sparse, or call wamkit.data.value_labels.label_values with settings of your own"
+        )
+    return DenseValueSettings.from_robot(robot, **given)
+
+
+def _write_statistics(root: Path) -> dict[str, Any]:
+    from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.data.stats import compute_statistics, write_statistics
+
+    dataset = LeRobotDataset(root)
+    with ProgressBar("statistics", dataset.num_episodes, unit="episodes") as bar:
+        statistics = compute_statistics(dataset, progress=lambda done, total: bar.update(done))
+    write_statistics(root, statistics, fingerprint=dataset.fingerprint())
+    return statistics

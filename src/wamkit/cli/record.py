@@ -1,0 +1,157 @@
+"""Record demonstrations of a simulator's scripted demonstrator as a LeRobot dataset.
+
+Failed attempts are dropped and counted. A recording that was interrupted leaves a readable dataset, and the same
+command continues it; with a larger --episodes it adds to a finished one. Exit status 1 when a task did not reach its
+number of successes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from wamkit.envs import choices_error, suite_factory, suite_tasks
+from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
+from wamkit.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from wamkit.data.record import Attempt, RecordingPlan, TaskProgress
+    from wamkit.envs.base import SimulatorFactory
+    from wamkit.episode import Episode
+
+logger = logging.getLogger(__name__)
+
+_NOTES = "demonstrations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `wamkit record`."""
+
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TASK...")]
+    """Task ids, for instance drawer-open-v3; episodes are stored in this order."""
+    output: Path
+    """Dataset folder: made, or continued."""
+    episodes: int = 40
+    """Successful episodes wanted of each task, counting those recorded before."""
+    suite: str = "metaworld"
+    """Simulator suite."""
+    cameras: tuple[str, ...] = ()
+    """Cameras in view order; by default the suite's."""
+    size: int | None = None
+    """Height and width of the images in pixels; by default the suite's."""
+    rendering: str | None = None
+    """Rendering setting; by default the suite's. Policies are evaluated with the setting they were trained on."""
+    layout_seed: int = 42
+    """Seed of the family of initial layouts; attempt k starts from layout k. Evaluation uses another family."""
+    seed: int = 0
+    """Seed of the action noise."""
+    demonstration: Annotated[DemonstrationOptions, tyro.conf.arg(name="")] = field(default_factory=DemonstrationOptions)
+    """How the demonstrator acts."""
+    max_attempts: int | None = None
+    """Attempts after which a task is given up; by default ten for each episode wanted."""
+    workers: int | None = None
+    """Simulator processes; by default one per core."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+def run(options: Options) -> int:
+    """Record until every task has its successes; 1 when one was given up."""
+    from wamkit.data.record import RecordingPlan, record
+    from wamkit.data.writer import LeRobotWriter
+
+    if not options.demonstration.record_video:
+        raise ValueError("a dataset needs its videos; leave out --no-record-video")
+    known = suite_tasks(options.suite)
+    for task in options.tasks:
+        if task not in known:
+            raise choices_error(f"{options.suite} task", task, known)
+    factory = _factory(options)
+    with LeRobotWriter(options.output, factory.robot) as writer:
+        if writer.num_episodes == 0 and not writer.notes:
+            writer.set_notes({_NOTES: _settings(options)})
+        _require_same_settings(_settings(options), writer.notes.get(_NOTES, {}), options.output)
+        plan = RecordingPlan(
+            writer, options.tasks, target_successes=options.episodes, max_attempts=options.max_attempts
+        )
+        total = options.episodes * len(options.tasks)
+        with ProgressBar(f"recording {options.output}", total, unit="episodes") as bar:
+            bar.resume(_successes(plan.progress()))
+            report = record(plan, _attempts(plan, factory, options), progress=lambda tasks: _show(bar, tasks))
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return 0 if report.is_complete else 1
+    for done in report.tasks:
+        reasons = "".join(f"\n    {count} x {reason}" for reason, count in done.reasons.items())
+        print(f"{done.task}: {done.successes}/{done.target} episodes, {done.failures} attempts dropped{reasons}")
+    rate = report.new_frames / report.seconds
+    added = f"{report.new_episodes} episodes, {report.new_frames} steps in {report.seconds:.0f} s ({rate:.0f} steps/s)"
+    print(f"added {added if report.new_episodes else 'nothing'}; the dataset is {options.output}")
+    return 0 if report.is_complete else 1
+
+
+def _factory(options: Options) -> Any:
+    given: dict[str, Any] = {"cameras": options.cameras, "rendering": options.rendering}
+    given |= {"height": options.size, "width": options.size}
+    return suite_factory(options.suite)(**{key: item for key, item in given.items() if item not in (None, ())})
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    """What decides how an attempt ends, besides the robot that the dataset compares itself."""
+    settings = {"suite": options.suite, "layout_seed": options.layout_seed, "seed": options.seed}
+    return settings | dataclasses.asdict(options.demonstration)
+
+
+def _require_same_settings(wanted: dict[str, Any], stored: dict[str, Any], output: Path) -> None:
+    differences = [
+        f"{key}: now {wanted.get(key)!r}, before {stored.get(key)!r}"
+        for key in sorted(wanted.keys() | stored.keys())
+        if wanted.get(key) != stored.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{output} was recorded with other settings ({'; '.join(differences)}); continue it with the same ones, or "
+            "record into another folder"
+        )
+
+
+def _attempts(plan: RecordingPlan, factory: SimulatorFactory, options: Options) -> Iterator[Attempt]:
+    """Outcomes of the attempts that the plan asks for; simulators run only if there is one."""
+    from wamkit.data.record import run_attempts
+    from wamkit.envs.workers import WorkerError, WorkerPool
+
+    missing = sum(max(0, task.target - task.successes) for task in plan.progress())
+    if not missing:
+        return
+    num_workers = min(options.workers or os.cpu_count() or 1, missing)
+    logger.info("recording %d episodes with %d simulators", missing, num_workers)
+    with WorkerPool(factory, num_workers) as pool:
+
+        def submit(worker: int, task: str, index: int) -> None:
+            seed = options.seed * plan.max_attempts + index  # another --seed shares no noise with this one
+            request = EpisodeRequest(task=task, layout=index, layout_seed=options.layout_seed, seed=seed)
+            pool.submit(worker, "demonstrate", request, options.demonstration)
+
+        def wait() -> Iterable[tuple[int, Episode | str]]:
+            for worker, outcome in pool.wait():
+                yield worker, str(outcome) if isinstance(outcome, WorkerError) else outcome
+
+        yield from run_attempts(plan, num_workers=num_workers, submit=submit, wait=wait)
+
+
+def _show(bar: ProgressBar, tasks: tuple[TaskProgress, ...]) -> None:
+    failures = sum(task.failures for task in tasks)
+    bar.update(_successes(tasks), note=f"{failures} attempts dropped" if failures else "")
+
+
+def _successes(tasks: tuple[TaskProgress, ...]) -> int:
+    return sum(min(task.successes, task.target) for task in tasks)

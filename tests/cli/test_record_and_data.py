@@ -1,0 +1,92 @@
+"""Recording and labelling a dataset through the command line, with the real simulator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wamkit.cli.main import main
+from wamkit.data.lerobot import LeRobotDataset
+from wamkit.data.stats import read_statistics
+
+pytestmark = pytest.mark.sim
+SMALL = ("--size", "16", "--cameras", "corner2", "gripperPOV", "--settle-steps", "1", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One demonstration of a short task."""
+    root = tmp_path_factory.mktemp("recorded") / "dataset"
+    assert main(["record", "button-press-topdown-v3", "--output", str(root), "--episodes", "1", *SMALL]) == 0
+    return root
+
+
+def record(root: Path, *arguments: str) -> int:
+    return main(["record", "button-press-topdown-v3", "--output", str(root), *SMALL, *arguments])
+
+
+def test_recording_continues_where_it_stopped(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert record(dataset, "--episodes", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["new_episodes"] == 0
+    assert record(dataset, "--episodes", "2") == 0
+    shown = capsys.readouterr().out
+    assert "button-press-topdown-v3: 2/2 episodes, 0 attempts dropped" in shown and "added 1 episodes" in shown
+    assert LeRobotDataset(dataset).num_episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--noise-std", "0.1"), "noise_std: now 0.1, before 0.0"),
+        (("--layout-seed", "7"), "layout_seed: now 7, before 42"),
+        (("--cameras", "corner2"), "cameras"),
+        (("--suite", "metawrld"), "did you mean 'metaworld'"),
+        (("--no-record-video",), "needs its videos"),
+        (("--episodes", "0"), "1 or more successes"),
+    ],
+)
+def test_a_recording_that_does_not_fit_is_refused(
+    arguments: tuple[str, ...], message: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (dataset / "meta" / "info.json").read_bytes()
+    assert record(dataset, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert (dataset / "meta" / "info.json").read_bytes() == before
+
+
+def test_an_unknown_task_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["record", "drawer-opne-v3", "--output", str(tmp_path / "dataset")]) == 2
+    assert "did you mean 'drawer-open-v3'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_is_given_up_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "dataset"
+    assert record(root, "--episodes", "1", "--max-attempts", "2", "--max-steps", "3") == 1
+    assert "0/1 episodes, 2 attempts dropped\n    2 x the task was not solved" in capsys.readouterr().out
+
+
+def test_values_and_statistics(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "values", str(dataset), "--image-size", "0", "--gamma", "0.9"]) == 0
+    labelled = LeRobotDataset(dataset)
+    assert labelled.columns(0)["value"].shape == (labelled.episodes[0].length, 10)
+    assert read_statistics(dataset, fingerprint=labelled.fingerprint())["value"].width == 10
+    capsys.readouterr()
+    assert main(["data", "stats", str(dataset), "--json"]) == 0
+    statistics = json.loads(capsys.readouterr().out)
+    assert statistics["action"]["count"] == labelled.num_frames
+    assert main(["data", "values", str(dataset), "--kind", "sparse", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "sparse"
+    assert LeRobotDataset(dataset).features["value"]["shape"] == [1]
+
+
+def test_an_option_without_effect_is_refused(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "values", str(dataset), "--kind", "sparse", "--image-size", "64"]) == 2
+    assert "image_size: without effect on sparse values" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", str(tmp_path / "nowhere")]) == 2
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
