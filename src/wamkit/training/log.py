@@ -1,23 +1,15 @@
-"""Metrics as JSON lines that a resumed run continues exactly, and progress for people."""
+"""Metrics as JSON lines that a resumed run continues exactly."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from wamkit.atomic import atomic_file
-
-logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -52,80 +44,6 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-class TrainProgress:
-    """A bar with losses, rate and time left on a terminal; elsewhere a log line about every ten seconds.
-
-    Args:
-        console: where the bar goes; standard error by default, so that standard output stays a program's answer.
-        interval_s: seconds between log lines when there is no terminal.
-    """
-
-    def __init__(self, console: Console | None = None, interval_s: float = 10.0) -> None:
-        console = console or Console(stderr=True)
-        self._bar = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[losses]}"),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-        self._task: TaskID | None = None
-        self._interval_s = interval_s
-        self._last_s = -math.inf
-        self._stage, self._total = "", 0
-        self._started_s, self._first = 0.0, 0
-
-    def __enter__(self) -> TrainProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def start_stage(self, title: str, done: int, total: int) -> None:
-        """Begin a stage.
-
-        Args:
-            title: for instance `1/3 video`.
-            done: steps completed before.
-            total: steps of the stage.
-        """
-        self._stage, self._total, self._first, self._started_s = title, total, done, time.monotonic()
-        self._last_s = -math.inf
-        if self._bar is not None:
-            if self._task is not None:
-                self._bar.stop_task(self._task)
-            self._task = self._bar.add_task(title, total=total, completed=done, losses="", rate="")
-
-    def step(self, done: int, losses: Mapping[str, float], samples_per_s: float) -> None:
-        """Show a completed step.
-
-        Args:
-            done: steps of the stage completed now.
-            losses: name -> value.
-            samples_per_s: windows per second.
-        """
-        shown = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        rate = f"{samples_per_s:.1f} samples/s"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, losses=shown, rate=rate)
-            return
-        now_s = time.monotonic()
-        if now_s - self._last_s < self._interval_s and done < self._total:
-            return
-        self._last_s = now_s
-        left_s = (now_s - self._started_s) / max(done - self._first, 1) * (self._total - done)
-        logger.info("%s: step %d/%d, %s, %s, %s left", self._stage, done, self._total, shown, rate, _duration(left_s))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -171,8 +89,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

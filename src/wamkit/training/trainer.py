@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wamkit.progress import ProgressBar
 from wamkit.training.interrupt import StopRequest, only_run_in, require_single_process, stop_on_signals
-from wamkit.training.log import MetricsLog, TrainProgress
+from wamkit.training.log import MetricsLog
 from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource, prefetched
 from wamkit.training.record import training_record
@@ -108,8 +109,8 @@ def train(
         DiskFull: no room for a checkpoint; the last good one stays.
     """
     require_single_process()
-    if save_every < 1:
-        raise ValueError(f"expected save_every >= 1 steps, got {save_every}")
+    if save_every < 1 or seed < 0:
+        raise ValueError(f"expected save_every >= 1 steps and seed >= 0, got save_every={save_every} and seed={seed}")
     folder = Path(folder)
     resolved = resolved_recipe(stages, seed, {**(recipe or {}), "data_fingerprint": data_fingerprint})
     for stage in stages:
@@ -172,10 +173,10 @@ class _Run:
                 logger.info("resuming after step %d of stage %r, from %s", position[1], position[0], latest.folder)
         metrics = MetricsLog(folder / "metrics.jsonl", [stage.name for stage in self.stages], position)
         stopped_by = None
-        with closing(metrics), stop_on_signals() as request, TrainProgress() as progress:
+        with closing(metrics), stop_on_signals() as request:
             for index in range(first, len(self.stages)):
                 unfinished = latest if latest is not None and latest.position.stage_index == index else None
-                finished = self._run_stage(index, unfinished, request, metrics, progress)
+                finished = self._run_stage(index, unfinished, request, metrics)
                 if request.signal is not None and not (finished and index == len(self.stages) - 1):
                     stopped_by = request.signal
                     logger.warning("stopped by %s; saved in %s; run again to continue", stopped_by, self.checkpoint)
@@ -192,14 +193,7 @@ class _Run:
             training=self.record,
         )
 
-    def _run_stage(
-        self,
-        index: int,
-        unfinished: Checkpoint | None,
-        request: StopRequest,
-        metrics: MetricsLog,
-        progress: TrainProgress,
-    ) -> bool:
+    def _run_stage(self, index: int, unfinished: Checkpoint | None, request: StopRequest, metrics: MetricsLog) -> bool:
         """Run a stage to its end, or until a stop is requested; says whether it ended."""
         stage = self.stages[index]
         trained = select_parameters(self.model, stage)
@@ -209,10 +203,11 @@ class _Run:
         if unfinished is not None:
             unfinished.load_optimizer(optimizer, trained, average)
             first = unfinished.position.step
-        progress.start_stage(f"{index + 1}/{len(self.stages)} {stage.name}", first, stage.steps)
+        title = f"{index + 1}/{len(self.stages)} {stage.name}"
         batches = prefetched(self.make_batches(stage), first * stage.accumulation, stage.steps * stage.accumulation)
         finished = False
-        with closing(batches):
+        with closing(batches), ProgressBar(title, stage.steps, unit="steps") as progress:
+            progress.resume(first)
             for step in range(first, stage.steps):
                 began_s = time.monotonic()
                 losses, grad_norm, num_samples = self._optimize(index, step, batches, trained, optimizer)
@@ -237,10 +232,11 @@ class _Run:
                 metrics.append(row)
                 if self.log is not None:
                     self.log(row)
-                progress.step(step + 1, losses, samples_per_s)
+                progress.update(step + 1, " ".join(f"{name} {value:.4g}" for name, value in losses.items()))
                 self.steps += 1
                 self.losses[stage.name] = losses["loss"]
-                if finished or (step + 1) % self.save_every == 0 or request.signal is not None:
+                stop = request.signal is not None  # read once: it may arrive at any moment
+                if finished or stop or (step + 1) % self.save_every == 0:
                     metrics.sync()
                     self.checkpoint = self.store.save(
                         position=Position(
@@ -258,7 +254,7 @@ class _Run:
                         average=average,
                         save_policy=self.save_policy,
                     )
-                if request.signal is not None:
+                if stop:
                     break
         return finished
 
@@ -281,6 +277,10 @@ class _Run:
             num_samples += len(batch.task)
             episodes += batch.episode_index.tolist()
             generator = step_generator(self.seed, index, step, micro)
+            # Modules that know no generator (dropout) draw from the global ones; those repeat as well.
+            torch.default_generator.manual_seed(generator.initial_seed() + 1)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(generator.initial_seed() + 1)
             loss, parts = self.model.loss(batch, stage.objective, generator)
             values = {"loss": _scalar(loss, stage)} | {name: float(value.detach()) for name, value in parts.items()}
             if not math.isfinite(values["loss"]):
@@ -308,17 +308,14 @@ class _Run:
 def step_generator(seed: int, stage_index: int, step: int, micro: int) -> torch.Generator:
     """The generator for one loss: a pure function of where training is, on the CPU whatever the network's device.
 
-    PyTorch's global generator is seeded alike, so that modules which know no other (dropout) repeat as well.
-
     Args:
         seed: of the run.
         stage_index: which stage, from 0.
         step: optimiser steps of the stage completed before.
         micro: which batch of the step.
     """
-    state = np.random.SeedSequence([seed, stage_index, step, micro]).generate_state(2, np.uint32)
-    torch.manual_seed(int(state[0]))
-    return torch.Generator().manual_seed(int(state[1]))
+    words = np.random.SeedSequence([seed, stage_index, step, micro]).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]))
 
 
 def _require_same_run(latest: Checkpoint, recipe: dict[str, Any], folder: Path, resume: bool) -> None:
