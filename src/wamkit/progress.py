@@ -18,14 +18,14 @@ class ProgressBar:
 
     Args:
         title: what is being done.
-        total: how much there is to do.
+        total: how much there is to do; 0 until `show` tells.
         unit: what is counted, in the plural.
         console: where the bar goes; standard error by default, so that standard output stays a program's answer.
         interval_s: seconds between log lines where there is no terminal.
     """
 
     def __init__(
-        self, title: str, total: int, *, unit: str, console: Console | None = None, interval_s: float = 10.0
+        self, title: str, total: int = 0, *, unit: str, console: Console | None = None, interval_s: float = 10.0
     ) -> None:
         console = console or Console(stderr=True)
         self._title, self._total, self._unit, self._interval_s = title, total, unit, interval_s
@@ -74,3 +74,11 @@ class ProgressBar:
             left = f"{(self._total - done) / rate:.0f} s left" if rate else "time left unknown"
             parts = [f"{self._title}: {done}/{self._total} {self._unit}", note, shown, left]
             logger.info("%s", ", ".join(filter(None, parts)))
+
+    def show(self, done: int, total: int) -> None:
+        """Like `update`, for work that tells its total as it goes."""
+        if total != self._total:
+            self._total = total
+            if self._bar is not None:
+                self._bar.update(self._task, total=total)
+        self.update(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_values_and_statistics(dataset: Path, capsys: pytest.CaptureFixture[str]
     assert main(["data", "values", str(dataset), "--kind", "sparse", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "sparse"
     assert LeRobotDataset(dataset).features["value"]["shape"] == [1]
+
+
+def test_inspection_tells_sound_from_damaged(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    assert main(["data", "inspect", str(copy)]) == 0
+    assert "sawyer/metaworld" in capsys.readouterr().out
+    video = next(copy.rglob("*.mp4"))
+    video.write_bytes(video.read_bytes()[:100])
+    assert main(["data", "inspect", str(copy), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["is_sound"] and report["findings"][0]["kind"] == "damaged_file"
 
 
 def test_an_option_without_effect_is_refused(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

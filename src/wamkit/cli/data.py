@@ -16,6 +16,19 @@ Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Check every file, row and frame of a dataset and say what would spoil training.
+
+    Exit status 1 when there is an error; warnings may be intended.
+    """
+
+    root: Root
+    """Dataset folder."""
+    json: bool = False
+    """Print the report as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stats:
     """Compute statistics of actions, their differences, states and values over all rows.
 
@@ -53,12 +66,28 @@ class Values:
     """Print the settings as JSON."""
 
 
-Options = Stats | Values
+Options = Inspect | Stats | Values
 
 
 def run(options: Options) -> int:
     """Run the chosen sub-command."""
+    if isinstance(options, Inspect):
+        return _inspect(options)
     return _stats(options) if isinstance(options, Stats) else _values(options)
+
+
+def _inspect(options: Inspect) -> int:
+    from rich.console import Console
+
+    from wamkit.data.inspect import inspect
+
+    with ProgressBar(f"inspecting {options.root}", unit="checks") as bar:
+        report = inspect(options.root, progress=bar.show)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        Console().print(report.table())
+    return 0 if report.is_sound else 1
 
 
 def _stats(options: Stats) -> int:
@@ -79,8 +108,8 @@ def _values(options: Values) -> int:
 
     dataset = LeRobotDataset(options.root)
     settings = _value_settings(options, dataset.robot)
-    with ProgressBar(f"{options.kind} values", dataset.num_episodes, unit="episodes") as bar:
-        label_values(dataset, settings, progress=lambda done, total: bar.update(done))
+    with ProgressBar(f"{options.kind} values", unit="episodes") as bar:
+        label_values(dataset, settings, progress=bar.show)
     _write_statistics(options.root)
     if options.json:
         print(json.dumps(settings.to_dict(), indent=2))
@@ -118,7 +147,7 @@ def _write_statistics(root: Path) -> dict[str, Any]:
     from wamkit.data.stats import compute_statistics, write_statistics
 
     dataset = LeRobotDataset(root)
-    with ProgressBar("statistics", dataset.num_episodes, unit="episodes") as bar:
-        statistics = compute_statistics(dataset, progress=lambda done, total: bar.update(done))
+    with ProgressBar("statistics", unit="episodes") as bar:
+        statistics = compute_statistics(dataset, progress=bar.show)
     write_statistics(root, statistics, fingerprint=dataset.fingerprint())
     return statistics

@@ -32,7 +32,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "record": Command("wamkit.cli.record", "record demonstrations in a simulator as a LeRobot dataset"),
-    "data": Command("wamkit.cli.data", "statistics and value targets of a dataset"),
+    "data": Command("wamkit.cli.data", "inspect a dataset, compute its statistics, write value targets into it"),
     "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),
 }
 
