@@ -85,7 +85,7 @@ def test_what_was_written_is_read(write_dataset):
 
 
 def test_only_the_named_columns_are_read(write_dataset):
-    root, episodes = write_dataset(1)
+    root, _ = write_dataset(1)
     columns = LeRobotDataset(root).columns(0, ["action"])
     assert list(columns) == ["action"]
     with pytest.raises(DatasetError, match=r"has the columns \[.*'action'.*\], not \['actions'\]"):

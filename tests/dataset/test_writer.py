@@ -243,7 +243,7 @@ def test_other_settings_are_refused(write_dataset, tmp_path):
     root, _ = write_dataset(1)
     with pytest.raises(ValueError, match="20 frames/s, the recording 10"):
         LeRobotWriter(root, ROBOT, fps=10)
-    with pytest.raises(ValueError, match="is encoded with .*crf=23.*asks for .*crf=40"):
+    with pytest.raises(ValueError, match=r"is encoded with .*crf=23.*asks for .*crf=40"):
         LeRobotWriter(root, ROBOT, video=VideoSettings(crf=40))
     with pytest.raises(ValueError, match=r"whole number of frames per second .*, got 12\.5"):
         LeRobotWriter(tmp_path / "new", dataclasses.replace(ROBOT, control_hz=12.5))

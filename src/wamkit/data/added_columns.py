@@ -42,30 +42,32 @@ def write_column(
         BlockingIOError: something else is writing into the folder.
     """
     root = Path(root)
-    dataset = LeRobotDataset(root)
-    own = dataset.wamkit
-    if name in dataset.features and name not in own.get("columns", []):
-        raise DatasetError(
-            f"{root}: {name!r} is a recorded feature, expected the name of an added column; choose another"
-        )
     feature = {"dtype": "float32", "shape": [len(channels)], "names": list(channels)}
+    LeRobotDataset(root)  # a folder that is no dataset has a better message here than in the lock
     lock = lock_folder(root)
     try:
+        dataset = LeRobotDataset(root)
+        own = dataset.wamkit
+        if name in dataset.features and name not in own.get("columns", []):
+            raise DatasetError(
+                f"{root}: {name!r} is a recorded feature, expected the name of an added column; choose another"
+            )
         columns = [column for column in own.get("columns", []) if column != name]
         bare = {key: value for key, value in dataset.features.items() if key != name}
-        info = dataset.info | {"features": bare, words.WAMKIT: own | {"columns": columns}}
-        info[words.WAMKIT].pop(name, None)
+        kept = {key: value for key, value in own.items() if key != name} | {"columns": columns}
         if name in dataset.features:
-            write_json_atomically(root / words.INFO, info)
+            write_json_atomically(root / words.INFO, dataset.info | {"features": bare, words.WAMKIT: kept})
         files: dict[Path, list[int]] = {}
         for episode in dataset.episodes:
             files.setdefault(dataset.data_path(episode.index), []).append(episode.index)
         for path, episodes in files.items():
             parts = [_checked(values(e), dataset.episodes[e].length, len(channels), name, e) for e in episodes]
             _rewrite(path, name, np.concatenate(parts), words.arrow_type(feature))
-        info["features"] = bare | {name: feature}
-        info[words.WAMKIT] |= {"columns": [*columns, name], name: settings}
-        write_json_atomically(root / words.INFO, info)
+        declared = {
+            "features": bare | {name: feature},
+            words.WAMKIT: kept | {"columns": [*columns, name], name: settings},
+        }
+        write_json_atomically(root / words.INFO, dataset.info | declared)
     finally:
         os.close(lock)
 

@@ -197,6 +197,30 @@ def read_info(root: Path) -> dict[str, Any]:
     return info
 
 
+def read_tasks(root: Path) -> list[str]:
+    """Sentences of `meta/tasks.parquet`, in the order of their index; the sentence column may have any name.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        DatasetError: it cannot be read, or does not number the sentences from 0.
+    """
+    path = root / words.TASKS
+    try:
+        table = pq.read_table(path)
+        names = [name for name in table.column_names if name != "task_index"]
+        pairs = sorted(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"expected the task table {path}, found none; copy the dataset again") from None
+    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+        raise DatasetError(
+            f"task table {path}: expected a Parquet table of sentences and task_index, got something else ({error}); "
+            "copy the dataset again"
+        ) from error
+    if [index for index, _ in pairs] != list(range(len(pairs))):
+        raise DatasetError(f"task table {path}: expected the indices 0 to {len(pairs) - 1}, got {pairs[:5]}")
+    return [sentence for _, sentence in pairs]
+
+
 def _record(row: dict[str, Any]) -> EpisodeRecord:
     tasks = tuple(row["tasks"] or ("",))
     metadata = json.loads(row.get(words.METADATA_COLUMN) or "{}")

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wamkit.data import features as words
-from wamkit.data.layout import LAYOUTS, DatasetError, EpisodeRecord, read_info
+from wamkit.data.layout import LAYOUTS, DatasetError, EpisodePlace, EpisodeRecord, read_info
 from wamkit.data.video import VideoError, VideoReader, read_frames, require_length
 from wamkit.spec import RobotSpec
 
@@ -90,6 +90,16 @@ class LeRobotDataset:
         """Camera names (`observation.images.` cut off), in the order of the features."""
         return tuple(self._camera_keys)
 
+    def camera_key(self, camera: str) -> str:
+        """Feature key of a camera.
+
+        Raises:
+            ValueError: the dataset has no such camera.
+        """
+        if camera not in self._camera_keys:
+            raise ValueError(f"dataset {self.root} has the cameras {list(self.cameras)}, not {camera!r}")
+        return self._camera_keys[camera]
+
     def columns(self, episode: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """An episode's rows, as stored.
 
@@ -109,7 +119,7 @@ class LeRobotDataset:
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise DatasetError(f"dataset {self.root} has the columns {known}, not {unknown}; choose among those")
-        record, place = self._record(episode), self._layout.place(episode)
+        record, place = self._record(episode), self.place(episode)
         table = self._rows(episode, [*wanted, "episode_index"])
         owners = set(table["episode_index"].to_pylist())
         if owners != {episode}:
@@ -132,28 +142,30 @@ class LeRobotDataset:
             ValueError: unknown camera, or an index outside the episode.
             VideoError: the video is short or damaged.
         """
-        record, place = self._record(episode), self._layout.place(episode)
-        if camera not in self._camera_keys:
-            raise ValueError(f"dataset {self.root} has the cameras {list(self.cameras)}, not {camera!r}")
+        record, place = self._record(episode), self.place(episode)
+        key = self.camera_key(camera)
         wanted = [int(index) for index in indices]
         if not wanted or min(wanted) < 0 or max(wanted) >= record.length:
             raise ValueError(
                 f"episode {episode} of {self.root}: expected frame indices from 0 to {record.length - 1}, got {wanted}"
             )
-        key = self._camera_keys[camera]
         if self.features[key]["dtype"] == "image":
             return self._embedded_images(episode, key, wanted)
         video = place.videos[key]
         return read_frames(video.path, wanted, fps=self.fps, start_s=video.start_s, length=record.length)
 
+    def place(self, episode: int) -> EpisodePlace:
+        """Which part of which files an episode is."""
+        return self._layout.place(self._record(episode).index)
+
     def video_path(self, episode: int, camera: str) -> Path | None:
         """The file that holds an episode's frames; `None` when they are embedded in the data file."""
-        place = self._layout.place(self._record(episode).index).videos.get(self._camera_keys[camera])
-        return None if place is None else place.path
+        video = self.place(episode).videos.get(self.camera_key(camera))
+        return None if video is None else video.path
 
     def data_path(self, episode: int) -> Path:
         """The Parquet file that holds an episode's rows."""
-        return self._layout.place(self._record(episode).index).data
+        return self.place(episode).data
 
     def fingerprint(self) -> str:
         """A hash of what is in the dataset: features, robot, episodes and their statistics, added columns' settings.
@@ -177,7 +189,7 @@ class LeRobotDataset:
 
     def _rows(self, episode: int, names: Sequence[str]) -> pa.Table:
         """The episode's rows of a data file, reading only the row groups that hold them."""
-        record, place = self._record(episode), self._layout.place(episode)
+        record, place = self._record(episode), self.place(episode)
         first, last = place.first_row, place.first_row + record.length
         try:
             with pq.ParquetFile(place.data) as file:
@@ -240,7 +252,7 @@ class LeRobotDataset:
         rows: dict[Path, int] = {}
         frames: dict[Path, int] = {}
         for record in self.episodes:
-            place = self._layout.place(record.index)
+            place = self.place(record.index)
             rows[place.data] = max(rows.get(place.data, 0), place.first_row + record.length)
             for video in place.videos.values():
                 end = round(video.start_s * self.fps) + record.length

@@ -29,7 +29,7 @@ from wamkit.data.episode_stats import (
     merge_stats,
     to_columns,
 )
-from wamkit.data.layout import DatasetError, LayoutV3, read_info
+from wamkit.data.layout import DatasetError, LayoutV3, read_info, read_tasks
 from wamkit.data.video import VideoSettings, encode_video
 from wamkit.episode import Episode
 from wamkit.spec import RobotSpec, SpecMismatch, require_match
@@ -219,7 +219,7 @@ class LeRobotWriter:
             )
         self._video, self._info = stored, info
         rows = LayoutV3(self.root, info).all_rows()
-        self._tasks = _read_tasks(self.root / words.TASKS, int(info["total_tasks"])) if rows else []
+        self._tasks = read_tasks(self.root)[: int(info["total_tasks"])] if rows else []
         self._merged = {}
         for row in rows:
             self._merged = _merged(self._merged, from_columns(row))
@@ -370,13 +370,6 @@ def _require_same_robot(robot: RobotSpec, stored: RobotSpec, root: Path) -> None
             f"this recording has the cameras {list(robot.camera_names)}, the dataset {root} has "
             f"{list(stored.camera_names)}; record into a new folder or with the same cameras in the same order"
         )
-
-
-def _read_tasks(path: Path, count: int) -> list[str]:
-    table = pq.read_table(path)
-    names = [name for name in table.column_names if name != "task_index"]
-    pairs = zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True)
-    return [task for _, task in sorted(pairs)][:count]
 
 
 def _merged(before: dict[str, Stats], new: dict[str, Stats]) -> dict[str, Stats]:
