@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+Number = float | int
+
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 40
 
@@ -29,8 +31,8 @@ class Line:
         dots: whether every point is marked.
     """
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[Number]
+    y: Sequence[Number]
     style: str = "line-main"
     dots: bool = False
 
@@ -39,20 +41,20 @@ class Line:
 class Mark:
     """A vertical rule with a word, for instance where the task was solved."""
 
-    x: float
+    x: Number
     text: str
     style: str = "mark"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Number
+    high: Number
+    start: Number
+    end: Number
     is_log: bool = False
 
-    def place(self, value: float) -> float:
+    def place(self, value: Number) -> float:
         """Picture coordinate of a value."""
         if self.is_log:
             low, high, value = math.log10(self.low), math.log10(self.high), math.log10(max(value, self.low))
@@ -69,7 +71,7 @@ class _Axis:
         return [step * 10.0**power for power in powers for step in steps if self.low <= step * 10.0**power <= self.high]
 
 
-def interval_bar(rate: float | None, low: float, high: float, label: str) -> str:
+def interval_bar(rate: Number | None, low: Number, high: Number, label: str) -> str:
     """A success rate with its interval on a scale from 0 to 1.
 
     Args:
@@ -102,7 +104,7 @@ def line_chart(
     y_label: str,
     marks: Sequence[Mark] = (),
     scale: Literal["linear", "log"] = "linear",
-    x_range: tuple[float, float] | None = None,
+    x_range: tuple[Number, Number] | None = None,
 ) -> str:
     """Lines over a common horizontal axis.
 
@@ -143,7 +145,9 @@ def line_chart(
     return _picture(parts, title, HEIGHT)
 
 
-def histogram_rows(rows: Sequence[tuple[str, Sequence[float]]], *, title: str, x_label: str, num_bins: int = 32) -> str:
+def histogram_rows(
+    rows: Sequence[tuple[str, Sequence[Number]]], *, title: str, x_label: str, num_bins: int = 32
+) -> str:
     """One histogram under the other over a common axis, each scaled to its own highest bin, with its median marked.
 
     The axis spans the 0.5 % to 99.5 % quantiles of all values; what lies outside is counted in the outermost bins.
@@ -197,7 +201,7 @@ def histogram_rows(rows: Sequence[tuple[str, Sequence[float]]], *, title: str, x
     return _picture(parts, title, height)
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+def nice_ticks(low: Number, high: Number, count: int = 5) -> list[float]:
     """About `count` round numbers between `low` and `high`.
 
     Raises:
@@ -213,7 +217,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _axis(values: Sequence[float], start: float, end: float, *, padding: float, is_log: bool = False) -> _Axis:
+def _axis(values: Sequence[Number], start: Number, end: Number, *, padding: Number, is_log: bool = False) -> _Axis:
     low, high = min(values), max(values)
     if is_log:
         return _Axis(low=low * 0.9, high=max(high * 1.1, low * 1.5), start=start, end=end, is_log=True)
@@ -260,12 +264,12 @@ def _path(line: Line, horizontal: _Axis, vertical: _Axis, is_log: bool) -> list[
     return parts + [f'<circle class="{line.style}-dot" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in lonely]
 
 
-def _picture(parts: Sequence[str], title: str, height: float) -> str:
+def _picture(parts: Sequence[str], title: str, height: Number) -> str:
     label = escape(title, quote=True)
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _number(value: float) -> str:
+def _number(value: Number) -> str:
     if value == 0 or abs(value) < 1e-12:
         return "0"
     if 1e-3 <= abs(value) < 1e5:

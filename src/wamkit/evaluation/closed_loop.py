@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from wamkit.envs.base import EpisodeRequest, SimulatorFactory
 from wamkit.envs.gl import choose_backend
 from wamkit.envs.workers import WorkerPool
 from wamkit.evaluation.media import encode_rollout
-from wamkit.evaluation.progress import EvaluationProgress
 from wamkit.evaluation.protocol import Protocol
 from wamkit.evaluation.results import (
     EPISODES_FILE,
@@ -41,6 +41,7 @@ from wamkit.evaluation.results import (
     total_wall_seconds,
     write_json,
 )
+from wamkit.progress import ProgressBar
 from wamkit.rollout import EpisodeOutcome, rollout
 from wamkit.types import ActingPolicy
 
@@ -109,7 +110,7 @@ def evaluate(
         finished = [records[_key(request)] for request in requests if request not in missing]
         with (
             WorkerPool(factory, num_workers=num_workers) as pool,
-            EvaluationProgress(protocol.title, len(requests), finished, is_visible=progress) as bar,
+            _Tally(protocol.title, len(requests), finished, is_visible=progress) as tally,
         ):
             outcomes = rollout(
                 policy,
@@ -119,7 +120,7 @@ def evaluate(
                 execution_horizon=horizon,
                 record=[index for index, request in enumerate(missing) if _key(request) in wanted],
                 retries=retries,
-                on_steps=bar.count_steps,
+                on_steps=tally.count_steps,
             )
             # Policy and environment fit each other: from here on the folder is this evaluation's.
             _claim_folder(out, run, _machine(num_workers))
@@ -128,7 +129,7 @@ def evaluate(
                 record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
                 log.append(record)
                 records[record.key] = record
-                bar.add(record)
+                tally.add(record)
     asked = [records[_key(request)] for request in requests]
     names = dict.fromkeys(record.task for record in asked)
     results = Results(
@@ -147,6 +148,42 @@ def evaluate(
     )
     results.save(out)
     return results
+
+
+class _Tally:
+    """Successes and control steps so far, shown as progress."""
+
+    def __init__(self, title: str, total: int, finished: Sequence[EpisodeRecord], *, is_visible: bool) -> None:
+        self._records, self._steps, self._begun = list(finished), 0, time.perf_counter()
+        self._bar = ProgressBar(title, total, unit="episodes") if is_visible else None
+
+    def __enter__(self) -> _Tally:
+        self._begun = time.perf_counter()
+        if self._bar is not None:
+            self._bar.__enter__()
+            self._bar.resume(len(self._records))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Count a finished episode."""
+        self._records.append(record)
+        self.count_steps(0)
+
+    def count_steps(self, steps: int) -> None:
+        """Count control steps."""
+        self._steps += steps
+        if self._bar is not None:
+            trials = sum(record.error is None for record in self._records)
+            solved = sum(record.success for record in self._records)
+            share = f" ({solved / trials:.0%})" if trials else ""
+            rate = self._steps / (time.perf_counter() - self._begun)
+            self._bar.update(len(self._records), f"solved {solved}/{trials}{share}, {rate:.0f} steps/s")
 
 
 def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) -> dict[str, Any]:

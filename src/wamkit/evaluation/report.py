@@ -65,7 +65,7 @@ def write_report(
 def _header(evaluations: Sequence[Evaluation]) -> str:
     results = [evaluation.results for evaluation in evaluations]
     solved = [
-        f"<strong>{result.overall.successes} of {result.overall.trials}</strong> with {escape(evaluation.label)}"
+        f"<strong>{result.overall.successes} of {result.overall.trials}</strong> {_clause(evaluation)}"
         for evaluation, result in zip(evaluations, results, strict=True)
     ]
     lead = f'<p class="lead">Episodes solved: {", ".join(solved)}.</p>'
@@ -98,3 +98,8 @@ def _footer(evaluations: Sequence[Evaluation]) -> str:
 def _each(values: Sequence[str]) -> str:
     """Distinct values, one a line."""
     return "<br>".join(dict.fromkeys(values))
+
+
+def _clause(evaluation: Evaluation) -> str:
+    label = escape(evaluation.label)
+    return label if evaluation.results.policy.planner is None else f"with {label}"

@@ -32,7 +32,7 @@ class Evaluation:
     def label(self) -> str:
         """What sets this evaluation apart: its planner."""
         planner = self.results.policy.planner
-        return "no planning" if planner is None else f"planner {planner.get('name', 'without a name')}"
+        return "without planning" if planner is None else f"planner {planner.get('name', 'without a name')}"
 
     @property
     def settings(self) -> str:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.statistics import quantile, wilson_interval
@@ -97,7 +97,7 @@ class EpisodeRecord:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, line: str) -> Self:
+    def from_json(cls, line: str) -> EpisodeRecord:
         """Inverse of `to_json`.
 
         Raises:
@@ -199,7 +199,7 @@ class Results:
         return path
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> Results:
         """Read `results.json` of an evaluation folder.
 
         Raises:
@@ -312,5 +312,5 @@ def _score(data: dict[str, Any]) -> TaskScore:
     return TaskScore(**{**data, **tuples})
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | int]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -1,0 +1,162 @@
+"""Evaluate a policy in closed loop under a named protocol.
+
+Every finished episode is kept at once, and the same command continues an evaluation that was interrupted. The output
+folder holds results.json, episodes.jsonl and the recorded episodes; `wamkit report` turns it into a page. Exit status 1
+when episodes were lost to simulator errors; the same command tries those again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from wamkit.cli.planner import PlannerOptions
+
+if TYPE_CHECKING:
+    from wamkit.evaluation.protocol import Protocol
+    from wamkit.evaluation.results import Results, TaskScore
+    from wamkit.spec import RobotSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `wamkit evaluate`."""
+
+    policy: Annotated[Path, tyro.conf.Positional]
+    """Policy folder, or a training checkpoint."""
+    output: Path
+    """Folder of the evaluation: made, or continued."""
+    protocol: str = "metaworld/v1"
+    """Named protocol; what is changed below is added to its name wherever it is printed."""
+    tasks: tuple[str, ...] = ()
+    """Some of the protocol's tasks; by default all."""
+    episodes: int | None = None
+    """Episodes of each task and seed; by default the protocol's number."""
+    max_steps: int | None = None
+    """Change the protocol: control steps after which an episode counts as a failure."""
+    execution_horizon: int | None = None
+    """Change the protocol: actions run before the policy is asked again; by default the policy's own number."""
+    layout_seed: int | None = None
+    """Change the protocol: seed of the family of initial states."""
+    seeds: tuple[int, ...] = ()
+    """Change the protocol: seeds of the policy's draws, each a full pass over the initial states."""
+    planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
+    """How the policy plans."""
+    num_steps: int = 10
+    """Denoising steps of the policy's decoder."""
+    device: str = "auto"
+    """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    workers: int | None = None
+    """Simulator processes; by default one per core."""
+    record_episodes: int = 4
+    """Episodes of each task to record with film and trace, from the first initial state on."""
+    fresh: bool = False
+    """Remove an earlier evaluation in the output folder first."""
+    json: bool = False
+    """Print results.json instead of a table."""
+
+
+def run(options: Options) -> int:
+    """Evaluate; 1 when episodes were lost to simulator errors."""
+    from wamkit.evaluation.protocol import get_protocol
+
+    protocol = get_protocol(
+        options.protocol,
+        max_steps=options.max_steps,
+        execution_horizon=options.execution_horizon,
+        layout_seed=options.layout_seed,
+        seeds=options.seeds or None,
+    )
+    # Wrong tasks and planners are told before anything heavy is loaded.
+    protocol.requests(tasks=options.tasks, episodes=options.episodes)
+    planner = options.planning.config()
+
+    import torch
+
+    from wamkit.evaluation.closed_loop import evaluate
+    from wamkit.evaluation.results import PolicyIdentity
+    from wamkit.policy import load_policy
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(options.policy, device=device, planner=planner, num_steps=options.num_steps)
+    settings = {key: value for key, value in policy.settings.items() if key != "planner"}
+    results = evaluate(
+        policy,
+        protocol,
+        make_factory(protocol, policy.spec.robot),
+        identity=PolicyIdentity(
+            name=options.policy.resolve().name,
+            fingerprint=policy.fingerprint,
+            planner=options.planning.describe(),
+            details={"family": policy.spec.family, **settings},
+        ),
+        out=options.output,
+        tasks=options.tasks,
+        episodes=options.episodes,
+        workers=options.workers,
+        record_episodes=options.record_episodes,
+        resume=not options.fresh,
+    )
+    if options.json:
+        print(json.dumps(dataclasses.asdict(results), indent=2))
+    else:
+        print(_table(results))
+        print(f"results are in {options.output}")
+    return 1 if results.overall.errors else 0
+
+
+def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
+    """The protocol's simulator as the policy wants to see it.
+
+    Args:
+        protocol: names the suite and the rendering.
+        robot: the policy's; its cameras and their size are rendered.
+
+    Raises:
+        ValueError: cameras of different sizes, or a rendering that the suite does not have.
+    """
+    from wamkit.envs import suite_factory
+    from wamkit.envs.render import RENDERING_NAMES
+
+    sizes = sorted({(camera.height, camera.width) for camera in robot.cameras})
+    if len(sizes) != 1:
+        raise ValueError(f"expected cameras of one size, since the suite renders all alike, got {sizes}")
+    settings = {name: setting for setting, name in RENDERING_NAMES.items()}
+    if protocol.rendering not in settings:
+        raise ValueError(f"suite {protocol.suite!r} renders as {', '.join(settings)}, not as {protocol.rendering!r}")
+    height, width = sizes[0]
+    return suite_factory(protocol.suite)(
+        cameras=robot.camera_names, height=height, width=width, rendering=settings[protocol.rendering]
+    )
+
+
+def _table(results: Results) -> str:
+    planner = results.policy.planner
+    lines = [f"{results.protocol}, {'without planning' if planner is None else 'planner ' + planner['name']}"]
+    rows = list(results.tasks.items())
+    if len(rows) > 1:
+        rows.append(("all", results.overall))
+    width = max(len(name) for name, _ in rows)
+    lines += [f"  {name:<{width}}  {_score(score)}" for name, score in rows]
+    latency = results.latency
+    if latency.median_seconds is not None and latency.p95_seconds is not None:
+        lines.append(
+            f"  policy call: median {latency.median_seconds * 1000:.0f} ms, p95 {latency.p95_seconds * 1000:.0f} ms "
+            f"(batches of {latency.mean_batch_size:.1f})"
+        )
+    return "\n".join(lines)
+
+
+def _score(score: TaskScore) -> str:
+    low, high = score.interval
+    lost = f", {score.errors} lost to simulator errors" if score.errors else ""
+    steps = "" if score.mean_steps is None else f", {score.mean_steps:.0f} steps"
+    rate = "" if score.rate is None else f"{score.rate:.0%} "
+    return f"{score.successes}/{score.trials} {rate}(95 % interval {low:.0%} to {high:.0%}){steps}{lost}"

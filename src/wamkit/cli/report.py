@@ -1,0 +1,46 @@
+"""Turn one or several evaluations into one self-contained HTML page.
+
+The page shows success with intervals, rollout films, imagined against real frames, values, planner scores and training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `wamkit report`."""
+
+    evaluations: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")]
+    """Folders of finished evaluations; the first is what the others are paired with."""
+    output: Path = Path("report.html")
+    """The page."""
+    title: str = ""
+    """Its title; by default made from the tasks."""
+    metrics: Path | None = None
+    """Training metrics (metrics.jsonl of a training run)."""
+    films: int = 6
+    """Rollout films per evaluation."""
+    details: int = 2
+    """Episodes per evaluation shown in detail: imagined frames, values, scores."""
+
+
+def run(options: Options) -> int:
+    """Write the page."""
+    from wamkit.evaluation.report import write_report
+
+    page = write_report(
+        options.evaluations,
+        options.output,
+        options.title,
+        metrics=options.metrics,
+        max_films=options.films,
+        max_episodes=options.details,
+    )
+    print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    return 0

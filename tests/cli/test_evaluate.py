@@ -1,0 +1,77 @@
+"""Options of `wamkit evaluate` become a planner, a protocol and a simulator, or one clear message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from wamkit.cli.evaluate import Options, make_factory, run
+from wamkit.cli.planner import PlannerOptions
+from wamkit.envs.metaworld import MetaWorldFactory
+from wamkit.evaluation.protocol import get_protocol
+from wamkit.planning.config import PRESETS, SHRINK_ONLY, WAV
+
+
+def test_planners_by_name_size_and_file(tmp_path: Path) -> None:
+    assert PlannerOptions().config() is None and PlannerOptions().describe() is None
+    for name, preset in PRESETS.items():
+        assert PlannerOptions(planner=name).config() == preset
+    sized = PlannerOptions(planner="shrink_only", planner_iterations=2, candidates=8, value_samples=2)
+    assert sized.config() == dataclasses.replace(SHRINK_ONLY, iterations=2, num_videos=8, num_values=2)
+    described = sized.describe()
+    assert described is not None
+    assert described["name"] == "shrink_only" and described["random_scores"] and described["num_videos"] == 8
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"score": "lcb", "num_videos": 4}))
+    from_file = PlannerOptions(planner=str(file), candidates=6)
+    assert from_file.config() == dataclasses.replace(WAV, score="lcb", num_videos=6)
+    assert (from_file.describe() or {})["name"] == "mine"
+
+
+def test_wrong_planners_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown planner 'cem'; choose one of none, wav, reference, shrink_only"):
+        PlannerOptions(planner="cem").config()
+    with pytest.raises(ValueError, match="--planner none uses none"):
+        PlannerOptions(candidates=3).config()
+    with pytest.raises(FileNotFoundError, match=r"absent.json, found no file"):
+        PlannerOptions(planner=str(tmp_path / "absent.json")).config()
+    for text in ('{"candidates": 3}', "[1]", "{"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad.json: expected a JSON object with settings among iterations, "):
+            PlannerOptions(planner=str(tmp_path / "bad.json")).config()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "metaworld/v0"}, "unknown protocol 'metaworld/v0'"),
+        ({"tasks": ("drawer-open",)}, "no task drawer-open; it covers"),
+        ({"planning": PlannerOptions(planner="cem")}, "unknown planner"),
+        ({"max_steps": 0}, "expected max_steps >= 1"),
+    ],
+)
+def test_wrong_options_are_told_before_the_policy_is_loaded(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(Options(policy=tmp_path / "absent", output=tmp_path / "out", **options))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_simulator_shows_what_the_policy_saw() -> None:
+    wanted = MetaWorldFactory(cameras=("gripperPOV",), height=48, width=96)
+    assert make_factory(get_protocol("metaworld/v1"), wanted.robot) == wanted
+    stock = MetaWorldFactory(rendering="stock")
+    assert make_factory(get_protocol("metaworld/v1", rendering="mujoco-stock"), stock.robot) == stock
+
+
+def test_simulators_that_cannot_show_it_are_named() -> None:
+    robot = MetaWorldFactory().robot
+    mixed = dataclasses.replace(robot, cameras=(robot.cameras[0], dataclasses.replace(robot.cameras[1], height=32)))
+    with pytest.raises(ValueError, match=r"cameras of one size.*\(32, 64\), \(64, 64\)"):
+        make_factory(get_protocol("metaworld/v1"), mixed)
+    with pytest.raises(ValueError, match="renders as mujoco-low-cost, mujoco-stock, not as 'raytraced'"):
+        make_factory(get_protocol("metaworld/v1", rendering="raytraced"), robot)

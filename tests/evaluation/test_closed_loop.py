@@ -1,0 +1,168 @@
+"""Evaluations in the real simulator: what they write, and that a kill costs only the episodes under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from wamkit.envs.metaworld import MetaWorldFactory
+from wamkit.evaluation.results import EpisodeLog, PolicyIdentity, Results
+from wamkit.evaluation.statistics import wilson_interval
+from wamkit.spec import SpecMismatch
+from wamkit.trace import Trace
+
+pytestmark = pytest.mark.sim
+
+# What a killed process runs: the same evaluation as the fixture's, with the same policy.
+SCRIPT = """
+import importlib.util, sys
+from pathlib import Path
+from wamkit.envs.metaworld import MetaWorldFactory
+from wamkit.evaluation.closed_loop import evaluate
+from wamkit.evaluation.protocol import get_protocol
+from wamkit.evaluation.results import PolicyIdentity
+spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
+shared = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shared)
+factory = MetaWorldFactory(height=32, width=32)
+evaluate(
+    shared.BlindPresser(factory.robot), get_protocol("metaworld/v1", max_steps=30), factory,
+    tasks=["coffee-button-v3"], episodes=4, workers=1, record_episodes=3, out=Path(sys.argv[2]), progress=False,
+    identity=PolicyIdentity(
+        name="blind presser", fingerprint="0123abcd",
+        planner={"name": "wav", "iterations": 2, "num_videos": 8, "num_values": 5},
+    ),
+)
+"""
+
+
+def solved(folder: Path) -> dict[Any, tuple[bool, int]]:
+    return {key: (record.success, record.steps) for key, record in EpisodeLog(folder).read().items()}
+
+
+def test_an_evaluation_leaves_results_records_films_and_traces(finished: Path) -> None:
+    results = Results.load(finished)
+    records = list(EpisodeLog(finished).read().values())
+    assert results.protocol == "metaworld/v1 (max_steps=30)"
+    assert results.policy.planner is not None and results.policy.planner["num_videos"] == 8
+    assert results.policy.fingerprint == "0123abcd"
+    assert results.execution_horizon == 4, "the policy's own, since the protocol leaves it open"
+    score = results.tasks["coffee-button-v3"]
+    assert score == results.overall
+    assert score.trials == len(records) == 4 and score.errors == 0
+    assert score.successes == sum(record.success for record in records)
+    assert score.interval == wilson_interval(score.successes, 4)
+    assert score.seeds == score.layouts == (0, 1, 2, 3)
+    assert results.latency.calls == sum(len(r.latency_seconds) for r in records if not r.recorded)
+    assert results.versions["mujoco"] == "3.3.0" and results.versions["wamkit"]
+    assert results.gl_backend in ("egl", "osmesa")
+    assert results.wall_seconds > 0 and results.machine["workers"] == 2
+    recorded = [record for record in records if record.folder]
+    assert sorted(str(record.folder) for record in recorded) == [
+        "episodes/coffee-button-v3-0",
+        "episodes/coffee-button-v3-1",
+        "episodes/coffee-button-v3-2",
+    ]
+    for record in recorded:
+        trace = Trace.load(finished / str(record.folder) / "trace.npz")
+        assert (len(trace), trace.is_success) == (record.steps, record.success)
+        with av.open(str(finished / str(record.folder) / "rollout.mp4")) as film:
+            stream = film.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert (stream.width, stream.height) == (2 * 192 + 4, 192)
+            assert sum(1 for _ in film.decode(stream)) > len(trace)
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"run.json", "episodes.jsonl", "results.json", "episodes"}
+
+
+def test_a_killed_evaluation_resumes_to_the_same_results(finished: Path, run_evaluation: Any, tmp_path: Path) -> None:
+    shared = Path(__file__).parent.parent / "conftest.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(shared), str(tmp_path)], env=environment)
+    log = EpisodeLog(tmp_path)
+    limit = time.monotonic() + 120
+    while not (log.path.is_file() and log.path.read_text().count("\n") >= 2):
+        assert process.poll() is None, "the evaluation ended before it was killed"
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = log.path.read_text()
+    assert not (tmp_path / "results.json").exists()
+    results = run_evaluation(tmp_path)
+    assert log.path.read_text().startswith(before[: before.rfind("\n") + 1]), "finished episodes are not run again"
+    assert {record.session for record in log.read().values()} == {0, 1}
+    assert solved(tmp_path) == solved(finished)
+    assert results.tasks == Results.load(finished).tasks
+
+
+def test_more_episodes_add_to_what_is_there(evaluated: Path, run_evaluation: Any, blind_presser: Any) -> None:
+    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
+    results = run_evaluation(evaluated, policy=policy, episodes=5)
+    assert results.overall.trials == 5
+    assert set(policy.generators) == {0}, "one worker is enough for the one episode that is missing"
+    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
+    fewer = run_evaluation(evaluated, policy=policy, episodes=3)
+    assert fewer.overall.layouts == (0, 1, 2)
+    assert policy.batches == [], "everything was there already"
+
+
+def test_an_episode_lost_to_an_error_is_tried_again(evaluated: Path, run_evaluation: Any, finished: Path) -> None:
+    path = evaluated / "episodes.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"success": False, "error": "worker 0 died"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_evaluation(evaluated).overall == Results.load(finished).overall
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"planner": None}, r"planner: there \{'name': 'wav'.*now None"),
+        ({"max_steps": 40}, r"protocol: there 'metaworld/v1 \(max_steps=30\)', now 'metaworld/v1 \(max_steps=40\)'"),
+        ({"identity": PolicyIdentity(name="other", fingerprint="ffff")}, "fingerprint: there '0123abcd', now 'ffff'"),
+    ],
+)
+def test_another_evaluation_in_the_folder_is_refused(
+    finished: Path, run_evaluation: Any, changes: dict[str, Any], message: str
+) -> None:
+    before = {path: path.read_bytes() for path in sorted(finished.rglob("*")) if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        run_evaluation(finished, **changes)
+    assert before == {path: path.read_bytes() for path in sorted(finished.rglob("*")) if path.is_file()}
+
+
+def test_starting_afresh_removes_the_evaluation_and_nothing_else(evaluated: Path, run_evaluation: Any) -> None:
+    (evaluated / "notes.txt").write_text("mine")
+    results = run_evaluation(evaluated, planner=None, episodes=1, record_episodes=0, resume=False)
+    assert results.policy.planner is None and results.overall.trials == 1
+    assert sorted(path.name for path in evaluated.iterdir()) == [
+        "episodes.jsonl",
+        "notes.txt",
+        "results.json",
+        "run.json",
+    ]
+
+
+def test_a_policy_that_does_not_fit_leaves_no_folder(tmp_path: Path, run_evaluation: Any, blind_presser: Any) -> None:
+    out = tmp_path / "evaluation"
+    with pytest.raises(SpecMismatch, match="48x48 px, offered 32x32"):
+        run_evaluation(out, policy=blind_presser(MetaWorldFactory(height=48, width=48).robot), workers=1)
+    with pytest.raises(ValueError, match="'mujoco-low-cost', but the policy was trained on 'mujoco-stock'"):
+        run_evaluation(out, policy=blind_presser(MetaWorldFactory(rendering="stock").robot))
+    assert not out.exists()
+
+
+def test_records_of_unknown_origin_are_refused(evaluated: Path, run_evaluation: Any) -> None:
+    (evaluated / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds episodes.jsonl without run.json"):
+        run_evaluation(evaluated)
