@@ -24,6 +24,8 @@ from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig
 from wamkit.models.wav.config import WAVObjective, action_full, tiny, value_only, video_only
 from wamkit.models.wav.family import WAV
+from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.spec import PolicySpec
 from wamkit.training.optim import restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource
 from wamkit.training.stage import TrainStage
@@ -186,6 +188,38 @@ def test_gradients_reach_exactly_the_parts_a_stage_trains(family: Family) -> Non
             assert reached and reached <= set(trained)
             for part in stage.train:
                 assert reached & set(model.parts()[part]), f"stage {stage.name} does not reach {part}"
+
+
+def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path) -> None:
+    model = build_wav(1)
+    stages = wav_stages()
+    robot = synthetic_robot(height=model.config.image_size, width=model.config.image_size)
+    spec = PolicySpec(
+        family="wav",
+        robot=robot,
+        num_context=model.config.num_context,
+        action_horizon=model.config.action_horizon,
+        execution_horizon=model.config.action_horizon,
+        normalization="minmax",
+    )
+    episodes = synthetic_episodes(2, length=24)
+    transforms = Transforms(
+        action=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].actions)),
+        state=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].state)),
+        value=None,
+    )
+
+    def save_policy(path: Path, training: dict[str, Any]) -> None:
+        Policy(model, spec, transforms).save(path, config=model.config.to_dict(), training=training)
+
+    report = train(model, stages, WAVWindows, folder=tmp_path, seed=7, save_every=2, save_policy=save_policy)
+    policy = load_policy(report.checkpoint, num_steps=2)
+    expected = weights(model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in policy.model.network.state_dict().items())
+    policy.reset([0], seeds=[3])
+    video = torch.from_numpy(np.stack([np.zeros((32, 32, 3), np.uint8)] * 2))[None]
+    chunk = policy.act([0], video=video, state=torch.zeros(1, 3), task=["push"], executed=[0])
+    assert chunk.actions.shape == (1, model.config.action_horizon, 3) and chunk.actions.isfinite().all()
 
 
 def test_the_same_generator_gives_the_same_loss(family: Family) -> None:

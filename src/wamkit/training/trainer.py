@@ -93,7 +93,8 @@ def train(
             while the network holds the weights to publish, averaged if the stage averages them.
         log: called with every row of the metrics file, for instance to pass it on to a tracker.
         resume: continue from the folder's newest checkpoint; `False` insists on a folder without checkpoints.
-        device: where the network and the batches go.
+        device: where the network and the batches go; codecs that a family keeps beside its network are moved by the
+            caller.
         keep: newest checkpoints kept, besides the last one of each stage.
         recipe: the caller's own settings (model configuration, data), plain or dataclasses; recorded, and compared when
             resuming.
