@@ -228,6 +228,7 @@ class Simulator(Protocol):
         ...
 
 
+@runtime_checkable
 class SimulatorFactory(Protocol):
     """A frozen, picklable dataclass that makes a simulator inside the process that will run it."""
 

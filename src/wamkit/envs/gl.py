@@ -34,6 +34,10 @@ def choose_backend() -> str:
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked:
+        if asked not in _KNOWN:
+            raise RuntimeError(
+                f"MUJOCO_GL is {asked!r}; MuJoCo knows {', '.join(_KNOWN)}, and the first two need no display"
+            )
         if asked in _PROBES and (reason := _PROBES[asked]()):
             raise RuntimeError(f"MUJOCO_GL={asked} was asked for, but does not work here: {reason}. {REMEDY}")
         logger.info("rendering with %s, as MUJOCO_GL asks", asked)
@@ -143,6 +147,7 @@ def _probe_osmesa() -> str:
 
 
 _PROBES = {"egl": _probe_egl, "osmesa": _probe_osmesa}
+_KNOWN = ("egl", "osmesa", "glfw", "glx", "wgl", "cgl", "enable", "enabled", "on", "true", "1")
 _EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 _EGL_OPENGL_API = 0x30A2
 _EGL_CONFIG = (0x3033, 0x0001, 0x3040, 0x0008, 0x3038)  # SURFACE_TYPE PBUFFER, RENDERABLE_TYPE OPENGL, NONE

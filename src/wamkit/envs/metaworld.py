@@ -110,6 +110,24 @@ def turn_matrices_upright(matrices: CameraMatrices, camera: str) -> CameraMatric
     return CameraMatrices(intrinsics=matrices.intrinsics, pose=matrices.pose @ np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
+def draw_layouts(task: str, seed: int) -> list[Any]:
+    """The 50 layouts of the package's benchmark object `MT1(task, seed=seed)`.
+
+    The package draws them by resetting a scene 50 times. Where things go does not depend on the physics of moving the
+    hand to its start, which is most of that time, so it is left out meanwhile.
+    """
+    import metaworld
+    import mujoco
+
+    scene: Any = metaworld.ALL_V3_ENVIRONMENTS[task]
+    assert "do_simulation" not in vars(scene)
+    scene.do_simulation = lambda self, ctrl, n_frames: mujoco.mj_kinematics(self.model, self.data)
+    try:
+        return metaworld.MT1(task, seed=seed).train_tasks
+    finally:
+        del scene.do_simulation
+
+
 @dataclass
 class _Scene:
     env: Any
@@ -134,12 +152,12 @@ class MetaWorldSimulator:
         self._layouts: dict[tuple[str, int], list[Any]] = {}
         self._scenes: OrderedDict[str, _Scene] = OrderedDict()
         self._scene: _Scene | None = None
-        self._steps = 0
+        self._task, self._steps = "", 0
 
     @property
     def sentence(self) -> str:
-        """The sentence of the current task."""
-        return task_info(self._task).sentence
+        """The sentence of the current task; empty before the first reset."""
+        return task_info(self._task).sentence if self._task else ""
 
     def reset(self, request: EpisodeRequest) -> None:
         """Put the robot and the objects of a layout in place.
@@ -236,7 +254,7 @@ class MetaWorldSimulator:
         seed = request.layout_seed + request.layout // LAYOUTS_PER_SEED
         key = (request.task, seed)
         if key not in self._layouts:
-            self._layouts[key] = self._metaworld.MT1(request.task, seed=seed).train_tasks
+            self._layouts[key] = draw_layouts(request.task, seed)
         return self._layouts[key][request.layout % LAYOUTS_PER_SEED]
 
     def _load(self, task: str) -> _Scene:

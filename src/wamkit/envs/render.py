@@ -122,10 +122,12 @@ class OffscreenRenderer:
             OffscreenRenderer._open = None
 
     def _check(self) -> None:
+        # In the low-cost look whatever the scenes' look: it is the context that is checked.
         model = self._mujoco.MjModel.from_xml_string(_CHECK_SCENE)
         data = self._mujoco.MjData(model)
         self._mujoco.mj_forward(model, data)
-        scene = self.load(model)
+        apply_rendering(model, "low_cost", self.height, self.width)
+        scene = LoadedScene(self, model, model)
         first, second = scene.render(data, "check"), scene.render(data, "check")
         scene.close()
         check_frame(first, second, self.backend)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from wamkit.envs.base import SimulatorFactory
 from wamkit.spec import RobotSpec
@@ -241,7 +241,7 @@ class WorkerPool:
                 worker.process.kill()
                 worker.process.wait()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from wamkit.envs.metaworld_tasks import CAMERAS, GOAL_SITES, TASKS, require_cameras, task_info, task_names
+
+
+def test_there_are_fifty_tasks_with_sentences_of_their_own() -> None:
+    sentences = [info.sentence for info in TASKS.values()]
+    assert len(TASKS) == 50 == len(set(sentences)) and task_names() == tuple(TASKS)
+    assert task_info("drawer-open-v3").sentence == "open the drawer"
+    for sentence in sentences:
+        assert sentence == sentence.strip().lower() and len(sentence.split()) >= 3 and sentence[-1].isalpha()
+
+
+def test_a_marker_is_shown_where_the_sentence_speaks_of_it_and_nowhere_else() -> None:
+    for task, info in TASKS.items():
+        assert bool(info.shown) == ("marker" in info.sentence), task
+        assert set(info.shown) <= GOAL_SITES, task
+
+
+@pytest.mark.sim
+def test_tasks_and_cameras_are_the_packages() -> None:
+    from wamkit.envs.gl import choose_backend
+
+    choose_backend()
+    import metaworld
+    from metaworld.policies import ENV_POLICY_MAP
+
+    assert set(TASKS) == set(metaworld.ALL_V3_ENVIRONMENTS) == set(ENV_POLICY_MAP)
+    model = metaworld.ALL_V3_ENVIRONMENTS["reach-v3"]().model
+    assert tuple(model.camera(index).name for index in range(model.ncam)) == CAMERAS
+
+
+def test_a_misspelt_task_is_guessed_and_all_are_listed() -> None:
+    with pytest.raises(ValueError, match="did you mean 'drawer-open-v3'") as error:
+        task_info("draw-open-v3")
+    assert all(task in str(error.value) for task in TASKS)
+    with pytest.raises(ValueError, match="unknown Meta-World task 'xyzzy'; choose among"):
+        task_info("xyzzy")
+
+
+def test_misspelt_or_repeated_cameras_are_refused() -> None:
+    require_cameras(CAMERAS)
+    with pytest.raises(ValueError, match="did you mean 'gripperPOV'"):
+        require_cameras(("gripperPov",))
+    with pytest.raises(ValueError, match="distinct cameras"):
+        require_cameras(("corner", "corner"))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from wamkit.envs import SUITES, suite_factory, suite_tasks
+
+
+def test_every_suite_has_a_factory_and_tasks() -> None:
+    for suite in SUITES:
+        assert callable(suite_factory(suite)())
+        assert len(suite_tasks(suite)) > 0
+    assert "drawer-open-v3" in suite_tasks("metaworld")
+
+
+def test_an_unknown_suite_is_guessed() -> None:
+    with pytest.raises(ValueError, match="unknown suite 'meta-world'; did you mean 'metaworld'"):
+        suite_tasks("meta-world")
+
+
+def test_listing_tasks_and_making_a_factory_load_neither_simulator_nor_torch() -> None:
+    script = (
+        "import sys\nfrom wamkit.envs import suite_factory, suite_tasks\nimport wamkit.envs.workers\n"
+        "suite_tasks('metaworld'); suite_factory('metaworld')()\n"
+        "print([name for name in ('torch', 'mujoco', 'metaworld', 'gymnasium', 'OpenGL') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "[]"
