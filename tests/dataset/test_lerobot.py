@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from wamkit.data.inspect import inspect
+from wamkit.data.layout import read_tasks
 from wamkit.data.lerobot import DatasetError, LeRobotDataset, VideoError
 from wamkit.data.source import EpisodeSource
 from wamkit.data.video import VideoSettings, encode_video
@@ -82,6 +84,50 @@ def test_what_was_written_is_read(write_dataset):
             frames = dataset.frames(number, camera, range(len(episode)))
             assert np.abs(frames.astype(int) - episode.video[camera]).mean() < 5
             np.testing.assert_array_equal(dataset.frames(number, camera, np.array([7, 2])), frames[[7, 2]])
+
+
+@pytest.mark.golden
+def test_a_dataset_written_by_lerobot(write_dataset):
+    """`tests/data/lerobot_v3` was written by lerobot 0.4.4 (`create`, `add_frame`, `save_episode`, `finalize`).
+
+    Frame n of the whole set shows the number n, state is (n, -n, 0.5), action is (frame index, episode index).
+    """
+    root = Path(__file__).parents[1] / "data" / "lerobot_v3"
+    dataset = LeRobotDataset(root)
+    assert (dataset.num_episodes, dataset.num_frames, dataset.robot, dataset.cameras) == (3, 24, None, ("front",))
+    assert [record.task for record in dataset.episodes] == ["push the square", "pull the square", "push the square"]
+    assert read_tasks(root) == ["push the square", "pull the square"]
+    numbers = iter(range(24))
+    for record in dataset.episodes:
+        columns, rows = dataset.columns(record.index), range(record.length)
+        expected = [next(numbers) for _ in rows]
+        assert [read_number(frame) for frame in dataset.frames(record.index, "front", rows)] == expected
+        assert read_number(dataset.frames(record.index, "front", [record.length - 1])[0]) == expected[-1]
+        np.testing.assert_array_equal(columns["observation.state"], [[n, -n, 0.5] for n in expected])
+        np.testing.assert_array_equal(columns["action"], [[t, record.index] for t in rows])
+    assert [finding.where for finding in inspect(root).findings] == ["observation.state (gripper_opening)"]  # the 0.5
+    # What we write has the same column types wherever LeRobot has the column.
+    ours, _ = write_dataset(2)
+    for name in (DATA.format(0), EPISODES):
+        theirs = {field.name: field.type for field in pq.read_schema(root / name)}
+        written = {field.name: field.type for field in pq.read_schema(ours / name)}
+        assert written | theirs | {"action": written.get("action")} == written | {"action": written.get("action")}
+    info, written = (json.loads((folder / INFO).read_text()) for folder in (root, ours))
+    assert list(info) == [key for key in written if key != "wamkit"]
+    assert {key: type(value) for key, value in info.items()} == {key: type(written[key]) for key in info}
+    for key in ("observation.images.front", "timestamp", "frame_index", "observation.state"):
+        assert info["features"][key].keys() == written["features"][key].keys()
+    assert (
+        info["features"]["observation.images.front"]["info"].keys()
+        == written["features"]["observation.images.front"]["info"].keys()
+    )
+
+
+def read_number(frame: np.ndarray) -> int:
+    """The number a frame shows as eight black or white bars in its upper quarter."""
+    height, width = frame.shape[:2]
+    bars = frame[: height // 4].mean((0, 2)).reshape(8, width // 8).mean(1) > 127
+    return int(np.packbits(bars)[0])
 
 
 def test_only_the_named_columns_are_read(write_dataset):

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 Stats = dict[str, np.ndarray]
-"""The `STATISTICS` of one feature, each float64 (count int64)."""
+"""The `STATISTICS` of one feature."""
 
 
 def column_stats(values: np.ndarray) -> Stats:
@@ -26,10 +26,12 @@ def column_stats(values: np.ndarray) -> Stats:
         values: `[T]` or `[T, d]`, numbers or booleans.
 
     Returns:
-        Each of shape (1,) or (d,); `count` of shape (1,).
+        Each of shape (1,) or (d,), float64; `count` of shape (1,), and extremes of whole numbers, int64.
     """
     rows = values.astype(np.float64).reshape(len(values), -1)
     stats = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    if np.issubdtype(values.dtype, np.integer):
+        stats |= {key: stats[key].astype(np.int64) for key in ("min", "max")}
     stats["count"] = np.array([len(rows)])
     quantiles = np.quantile(rows, list(QUANTILES.values()), axis=0)
     return stats | dict(zip(QUANTILES, quantiles, strict=True))
@@ -54,7 +56,7 @@ def merge_stats(parts: list[Stats]) -> Stats:
     counts = np.array([part["count"][0] for part in parts], dtype=np.float64)
 
     def stacked(key: str) -> np.ndarray:
-        return np.stack([np.asarray(part[key], dtype=np.float64) for part in parts])
+        return np.stack([part[key] for part in parts])
 
     weights = (counts / counts.sum()).reshape(-1, *[1] * (stacked("mean").ndim - 1))
     mean = (stacked("mean") * weights).sum(0)

@@ -122,15 +122,16 @@ def episode_schema(features: Mapping[str, Mapping[str, Any]], statistics: Sequen
         statistics: names of the statistics kept per feature, `count` among them.
     """
     columns: list[tuple[str, pa.DataType]] = [("episode_index", pa.int64()), ("tasks", pa.list_(pa.string()))]
-    whole = ["length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
-    columns += [(name, pa.int64()) for name in whole]
+    counts = ["length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+    columns += [(name, pa.int64()) for name in counts]
     for key in (key for key, feature in features.items() if is_video(feature)):
         columns += [(f"videos/{key}/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
         columns += [(f"videos/{key}/{part}", pa.float64()) for part in ("from_timestamp", "to_timestamp")]
     for key, feature in features.items():
+        whole = {"count", "min", "max"} if str(feature["dtype"]).startswith("int") else {"count"}
         numbers = pa.list_(pa.float64())
         kind = pa.list_(pa.list_(numbers)) if is_video(feature) else numbers
-        columns += [(f"stats/{key}/{name}", pa.list_(pa.int64()) if name == "count" else kind) for name in statistics]
+        columns += [(f"stats/{key}/{name}", pa.list_(pa.int64()) if name in whole else kind) for name in statistics]
     columns += [(f"meta/episodes/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
     return pa.schema([*columns, (METADATA_COLUMN, pa.string())])
 

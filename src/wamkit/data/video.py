@@ -22,8 +22,9 @@ from jaxtyping import UInt8
 
 # LeRobot accepts a frame whose time is off by at most this (seconds); our own files are exact.
 TIME_TOLERANCE_S = 1e-4
-# Decoding on past this many frames costs more than seeking to the next one's key-frame (measured at 64 and 128 px).
-_SEEK_BEYOND_FRAMES = 8
+# Decoding on past this many frames costs more than seeking to the next one's key-frame: at 64 and 128 px the two break
+# even at 4 frames when every second frame is a key-frame, at 10 when every tenth is.
+_SEEK_BEYOND_FRAMES = 5
 
 # From 17 on PyAV converts colours with a thread per core by default, and starting those takes ten times as long as
 # converting a small frame; before, there was no such argument.
