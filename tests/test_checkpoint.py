@@ -16,17 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import wamkit
-from wamkit.checkpoint import (
-    PolicyFiles,
-    fingerprint_folder,
-    load_state,
-    read_policy,
-    read_weights,
-    weight_files,
-    write_policy,
-    write_weights,
-)
+from wamkit.checkpoint import PolicyFiles, fingerprint_folder, read_policy, write_policy
 from wamkit.spec import CameraSpec, ChannelSpec, PolicySpec, RobotSpec
+from wamkit.weight_files import load_state
 
 ROBOT = RobotSpec(
     name="arm/bench",
@@ -127,49 +119,6 @@ def test_saving_in_another_type_rounds_and_loads_into_full_precision(tmp_path: P
     assert torch.equal(loaded[0].weight, network()[0].weight.bfloat16().float())
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_large_and_tied_weights_come_back_from_shards(tmp_path: Path, dtype: torch.dtype | None) -> None:
-    tied = nn.Linear(40, 40)
-    tensors = {"a": torch.randn(40, 40), "b": tied.weight, "c": tied.weight, "d": torch.randn(40, 40).T, "e": tied.bias}
-    write_weights(tmp_path, tensors, dtype=dtype, max_shard_size="7KB")
-    assert len(weight_files(tmp_path)) > 1
-    expected = {name: tensor.detach().to(dtype or torch.float32) for name, tensor in tensors.items()}
-    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
-        assert same(read_weights(source), expected)
-    size = sum(file.stat().st_size for file in weight_files(tmp_path))
-    assert size < (4 if dtype is None else 2) * (3 * 1600 + 40) + 2000, "the tied weight is stored once"
-
-
-def test_weights_are_found_in_a_file_or_a_folder_with_one(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(2, 3)}
-    write_weights(tmp_path, tensors, stem="ltx-video")
-    assert same(read_weights(tmp_path / "ltx-video.safetensors"), tensors)
-    assert same(read_weights(tmp_path), tensors)
-    write_weights(tmp_path, {"b": torch.zeros(1)}, stem="other")
-    with pytest.raises(ValueError, match=r"several weight files.*ltx-video.*other"):
-        read_weights(tmp_path)
-    write_weights(tmp_path, {"c": torch.zeros(1)}, stem="diffusion_pytorch_model")
-    assert list(read_weights(tmp_path)) == ["c"], "the usual name wins"
-
-
-def test_pickles_and_foreign_paths_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "model.bin")
-    with pytest.raises(ValueError, match="pickled"):
-        read_weights(tmp_path / "model.bin")
-    with pytest.raises(FileNotFoundError, match=r"model.bin"):
-        read_weights(tmp_path)
-    with pytest.raises(FileNotFoundError, match="found nothing"):
-        read_weights(tmp_path / "nothing.safetensors")
-    index = tmp_path / "model.safetensors.index.json"
-    for table in ({"a": "../outside.safetensors"}, {}, {"a": 3}):
-        index.write_text(json.dumps({"weight_map": table}))
-        with pytest.raises(ValueError, match="same folder"):
-            read_weights(index)
-    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-    with pytest.raises(FileNotFoundError, match="model-00001-of-00002"):
-        read_weights(index)
-
-
 @pytest.mark.parametrize("size", [0, 4, 200, -1])
 def test_a_truncated_weight_file_is_named(tmp_path: Path, size: int) -> None:
     file = save(tmp_path / "policy") / "model.safetensors"
@@ -265,26 +214,6 @@ def test_a_replacement_is_whole_and_readable_in_the_middle_of_it(tmp_path: Path)
     assert os.listdir(tmp_path) == ["policy"]
 
 
-def test_load_state_lists_every_kind_of_misfit_and_changes_nothing() -> None:
-    target = network()
-    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    tensors = {name: torch.full_like(tensor, 3) for name, tensor in before.items()}
-    load_state(target, tensors, "good.safetensors")
-    assert same(dict(target.state_dict()), tensors)
-    load_state(target, before, "good.safetensors")
-    del tensors["0.bias"]
-    tensors["2.weight"] = torch.zeros(2, 7)
-    tensors |= {f"action_blocks.{number}.weight": torch.zeros(1) for number in range(20)}
-    with pytest.raises(ValueError) as caught:
-        load_state(target, tensors, "foreign.safetensors")
-    message = str(caught.value)
-    assert "foreign.safetensors" in message and "1 missing: 0.bias [6]" in message
-    assert "1 of another shape: 2.weight: expected [2, 6], got [2, 7]" in message
-    assert "20 unexpected" in message and message.count("action_blocks") == 8 and "…" in message
-    assert "Build the network" in message
-    assert same(dict(target.state_dict()), before)
-
-
 def test_a_disk_without_room_leaves_the_old_policy(tmp_path: Path) -> None:
     """The weight file meets a limit on the size of files, in the writer that reports errors its own way."""
     save(tmp_path / "policy")
@@ -292,7 +221,8 @@ def test_a_disk_without_room_leaves_the_old_policy(tmp_path: Path) -> None:
     code = """
 import resource, sys
 import torch
-from wamkit.checkpoint import DiskFull, read_policy, write_policy
+from wamkit.atomic import DiskFull
+from wamkit.checkpoint import read_policy, write_policy
 old = read_policy(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "types", "atomic", "progress", "trace"),
+    ("spec", "episode", "types", "atomic", "progress", "trace", "weight_files"),
     ("flow", "masks", "twohot", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),

@@ -14,8 +14,6 @@ A training checkpoint is such a folder with the state for resuming beside it in 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,37 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from wamkit.atomic import DiskFull, atomic_file, atomic_folder, complete_folder, recover_folder, remove_folder
+from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.model_card import model_card
 from wamkit.spec import PolicySpec
-
-__all__ = [
-    "TRAINING_STATE",
-    "DiskFull",
-    "PolicyFiles",
-    "atomic_file",
-    "atomic_folder",
-    "complete_folder",
-    "fingerprint_folder",
-    "load_state",
-    "read_json",
-    "read_policy",
-    "read_weights",
-    "recover_folder",
-    "remove_folder",
-    "weight_files",
-    "write_json",
-    "write_policy",
-    "write_weights",
-]
+from wamkit.weight_files import check_weights, read_json, read_weights, write_json, write_weights
 
 TRAINING_STATE = "training_state"
 _JSON_FILES = ("config.json", "spec.json", "statistics.json", "training.json")
-_WEIGHT_NAMES = ("model", "diffusion_pytorch_model", "network")
 _LISTED = 8
 
 
@@ -191,8 +167,7 @@ def read_policy(path: Path | str) -> PolicyFiles:
             f"{path}: config.json says family {family!r}, spec.json says {parsed.family!r}; the folder mixes two "
             "policies, copy it again from one source"
         )
-    for file in weight_files(folder):
-        _tensor_names(file)
+    check_weights(folder)
     return PolicyFiles(
         folder=folder, family=family, config=config, spec=parsed, statistics=statistics, training=training
     )
@@ -220,205 +195,3 @@ def fingerprint_folder(folder: Path | str) -> str:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{'/'.join(parts)}\0{digest}\n".encode())
     return total.hexdigest()
-
-
-def write_weights(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    stem: str = "model",
-    dtype: torch.dtype | None = None,
-    max_shard_size: str = "5GB",
-) -> None:
-    """Write tensors as `STEM.safetensors`, or as shards with an index when they are larger than one shard.
-
-    Tensors that share memory (tied weights) are stored once; `read_weights` gives every name back.
-
-    Args:
-        folder: an existing folder.
-        tensors: what to write.
-        stem: file name without its ending.
-        dtype: type of the written floating-point tensors; `None` keeps theirs.
-        max_shard_size: largest file, for instance `5GB`.
-    """
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    if dtype is not None:
-        # One cast per storage, or tied weights would come apart.
-        cast: dict[tuple[int, ...], Tensor] = {}
-        for name, tensor in plain.items():
-            key = (tensor.data_ptr(), *tensor.shape, *tensor.stride())
-            if tensor.is_floating_point():
-                plain[name] = cast.setdefault(key, tensor.to(dtype)) if tensor.numel() else tensor.to(dtype)
-    save_torch_state_dict(
-        plain, folder, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
-    )
-
-
-def weight_files(source: Path | str) -> list[Path]:
-    """The weight files behind a path.
-
-    Args:
-        source: a `.safetensors` file, an index of shards (`….safetensors.index.json`), or a folder with either.
-
-    Raises:
-        FileNotFoundError: nothing there, or a shard is missing.
-        ValueError: the index is damaged, or the folder holds several weight files and no index says which.
-    """
-    source = Path(source)
-    if source.is_dir():
-        return weight_files(_weights_in(source))
-    if not source.exists():
-        raise FileNotFoundError(
-            f"expected weights at {source} (a safetensors file, an index or a folder), found nothing"
-        )
-    if source.suffix == ".safetensors":
-        return [source]
-    if not source.name.endswith(".safetensors.index.json"):
-        raise ValueError(
-            f"expected weights as .safetensors or .safetensors.index.json, got {source}; pickled files (.bin, .pt) can "
-            "run code and are not read: convert them with safetensors first"
-        )
-    table = read_json(source).get("weight_map")
-    names = sorted(set(table.values())) if isinstance(table, dict) and table else []
-    # A shard's name comes from a file that may be foreign: it must not lead out of the folder.
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ValueError(
-            f"{source}: expected a weight_map of tensor -> file name in the same folder, got {names[:_LISTED]}"
-        )
-    shards = [source.parent / name for name in names]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{source} names {len(shards)} shards, not found: {missing[:_LISTED]}; copy them beside it"
-        )
-    return shards
-
-
-def read_weights(source: Path | str) -> dict[str, Tensor]:
-    """Read tensors to the CPU from a file, an index of shards, or a folder with either.
-
-    Args:
-        source: see `weight_files`.
-
-    Raises:
-        FileNotFoundError: nothing there, or a shard is missing.
-        ValueError: a file is damaged, or not weights; the message names it.
-    """
-    source = Path(source)
-    source = _weights_in(source) if source.is_dir() else source
-    tensors: dict[str, Tensor] = {}
-    # Of tensors that share memory the writer stores one and names the others in the metadata, of shards in the index.
-    aliases: dict[str, Any] = dict(read_json(source).get("metadata", {})) if source.suffix == ".json" else {}
-    for file in weight_files(source):
-        try:
-            with safe_open(file, framework="pt", device="cpu") as reader:
-                aliases |= reader.metadata() or {}
-                tensors |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise _damaged(file, error) from error
-    tied = {
-        name: tensors[kept]
-        for name, kept in aliases.items()
-        if isinstance(kept, str) and kept in tensors and name not in tensors
-    }
-    return tensors | tied
-
-
-def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Copy tensors into a network; every name and shape must match.
-
-    Args:
-        network: what to fill, in place; values are cast to its types.
-        tensors: name -> value.
-        source: where they come from, for the message.
-
-    Raises:
-        ValueError: listing missing, unexpected and wrongly shaped tensors; the network is unchanged.
-    """
-    wanted = network.state_dict()
-    missing = [f"{name} {_shape(tensor)}" for name, tensor in wanted.items() if name not in tensors]
-    unexpected = [f"{name} {_shape(tensor)}" for name, tensor in tensors.items() if name not in wanted]
-    wrong = [
-        f"{name}: expected {_shape(tensor)}, got {_shape(tensors[name])}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{len(names)} {what}: {'; '.join(names[:_LISTED])}{' …' if len(names) > _LISTED else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        if names
-    ]
-    if problems:
-        listed = "\n  - ".join(problems)
-        raise ValueError(
-            f"the tensors of {source} do not fit the network ({len(wanted)} tensors):\n  - {listed}\n"
-            "Build the network from the configuration saved beside them, or give weights of this family and size."
-        )
-    network.load_state_dict(dict(tensors), strict=True)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, strictly (no NaN) and readable.
-
-    Raises:
-        ValueError: a value has no place in JSON; the message names the file.
-    """
-    try:
-        text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: expected plain finite numbers, strings, lists and dicts; {error}") from error
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or no object; the message names the file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a JSON file at {path}, found nothing; copy the folder again")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}; {os.path.getsize(path)} bytes); copy the folder again from its source"
-        ) from error
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object, got {type(data).__name__}; copy the folder again from its source"
-        )
-    return data
-
-
-def _weights_in(folder: Path) -> Path:
-    """The index or weight file of a folder; the usual names win over others."""
-    for pattern in ("*.safetensors.index.json", "*.safetensors"):
-        found = {file.name.removesuffix(pattern[1:]): file for file in sorted(folder.glob(pattern))}
-        preferred = [found[name] for name in _WEIGHT_NAMES if name in found]
-        if preferred or len(found) == 1:
-            return (preferred or list(found.values()))[0]
-        if found:
-            raise ValueError(f"{folder} holds several weight files {list(found)[:_LISTED]} and no index; give one file")
-    there = sorted(item.name for item in folder.iterdir())[:_LISTED]
-    raise FileNotFoundError(f"expected weights (.safetensors) in {folder}, found {there}; copy the whole folder again")
-
-
-def _tensor_names(file: Path) -> list[str]:
-    """Names in a weight file; opening it checks that the header is sound and the length right."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as reader:
-            return list(reader.keys())
-    except SafetensorError as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: SafetensorError) -> ValueError:
-    return ValueError(
-        f"{file} is damaged or cut short ({error}; {os.path.getsize(file)} bytes); copy or download it again"
-    )
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

@@ -14,7 +14,6 @@ import torch
 from regression_family import Regression, Windows, make_stages
 from torch import Tensor
 
-from wamkit.checkpoint import load_state, read_weights
 from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
 from wamkit.data.loader import WindowLoader
@@ -31,6 +30,7 @@ from wamkit.training.prefetch import BatchSource
 from wamkit.training.stage import TrainStage
 from wamkit.training.trainer import train
 from wamkit.types import Batch, Trainable
+from wamkit.weight_files import load_state, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)

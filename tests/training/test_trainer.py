@@ -20,11 +20,12 @@ from regression_family import Regression, RegressionObjective, Windows, make_sta
 from torch import Tensor
 
 import wamkit
-from wamkit.checkpoint import read_policy, read_weights
+from wamkit.checkpoint import read_policy
 from wamkit.training.interrupt import only_run_in
 from wamkit.training.log import read_metrics
 from wamkit.training.trainer import TrainingDiverged, step_generator, train
 from wamkit.types import Batch
+from wamkit.weight_files import read_weights
 
 TIMINGS = ("samples_per_s", "wall_s")
 

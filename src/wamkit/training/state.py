@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from wamkit.atomic import atomic_folder, recover_folder, remove_folder
-from wamkit.checkpoint import TRAINING_STATE, load_state, read_json, read_weights, write_json, write_weights
+from wamkit.checkpoint import TRAINING_STATE
 from wamkit.training.optim import MovingAverage, load_moments, moments_to_tensors
+from wamkit.weight_files import load_state, read_json, read_weights, write_json, write_weights
 
 _FORMAT = 1
 
