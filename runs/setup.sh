@@ -81,7 +81,7 @@ raise SystemExit(wanted not in open("constraints.txt").read().split())' </dev/nu
 
 if command -v flock >/dev/null; then # two runs at once take turns
     exec 9<.
-    flock 9
+    flock -n 9 || { say "waiting for another set-up of this folder" && flock 9; }
 fi
 
 if [ "$(cat "$state" 2>/dev/null)" = "$(wanted)" ] && .venv/bin/python -c 'import wamkit' </dev/null 2>/dev/null; then
