@@ -1,8 +1,8 @@
 """Closed loop: one policy, batched over simulators that run in parallel worker processes.
 
-Each worker runs whole chunks of actions; the policy is asked for all waiting workers of a group at once. With two
-groups the simulators of one group run while the policy computes for the other. Every episode has its own slot memory
-and seed in the policy, so its course does not depend on which episodes ran beside it.
+Each worker runs whole chunks of actions; the policy is asked for all workers of a group at once. With two groups the
+simulators of one run while the policy computes for the other. Every episode has its own slot memory and seed in the
+policy, so its course does not depend on which episodes ran beside it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def rollout(
     execution_horizon: int | None = None,
     record: Collection[int] = (),
     retries: int = 0,
-    num_groups: int | None = None,
+    num_groups: int = 1,
     on_steps: Callable[[int], None] | None = None,
 ) -> Iterator[EpisodeOutcome]:
     """Run episodes in closed loop and give each outcome as it finishes, in no particular order.
@@ -99,8 +99,9 @@ def rollout(
         record: positions in `requests` to record frame by frame. Recorded robots are served by calls of their own,
             since decoding what was imagined takes time.
         retries: how often an episode is started again when its worker died.
-        num_groups: groups of workers that are served in turn; by default two from four workers on (then the simulation
-            of one hides behind the inference of the other), else one.
+        num_groups: groups of workers that are served in turn. With two, the simulation of one hides behind the
+            inference of the other; that pays where the policy computes on an accelerator and its time grows with the
+            batch. On shared cores the larger batch of one group is faster (`benchmarks/rollout_groups.py`).
         on_steps: told the number of control steps after each chunk.
 
     Raises:
@@ -116,9 +117,8 @@ def rollout(
         )
     if max_steps < 1:
         raise ValueError(f"expected max_steps >= 1, got {max_steps}")
-    groups = (2 if len(pool) >= 4 else 1) if num_groups is None else num_groups
-    if not 1 <= groups <= len(pool):
-        raise ValueError(f"expected 1 <= num_groups <= {len(pool)} (the number of workers), got {groups}")
+    if not 1 <= num_groups <= len(pool):
+        raise ValueError(f"expected 1 <= num_groups <= {len(pool)} (the number of workers), got {num_groups}")
     require_match(policy.spec.robot, pool.robot, wanted_by="the policy", offered_by="the environment")
     return _Rollout(
         policy=policy,
@@ -128,7 +128,7 @@ def rollout(
         max_steps=max_steps,
         record=frozenset(record),
         retries=retries,
-        groups=[list(range(first, len(pool), groups)) for first in range(groups)],
+        groups=[list(range(first, len(pool), num_groups)) for first in range(num_groups)],
         on_steps=on_steps,
     ).run()
 

@@ -53,6 +53,8 @@ class Options:
     """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     workers: int | None = None
     """Simulator processes; by default one per core."""
+    groups: int = 1
+    """Groups of simulators that are served in turn; 2 can pay when the policy computes on a GPU."""
     record_episodes: int = 4
     """Episodes of each task to record with film and trace, from the first initial state on."""
     fresh: bool = False
@@ -101,6 +103,7 @@ def run(options: Options) -> int:
         tasks=options.tasks,
         episodes=options.episodes,
         workers=options.workers,
+        num_groups=options.groups,
         record_episodes=options.record_episodes,
         resume=not options.fresh,
     )

@@ -60,6 +60,7 @@ def evaluate(
     episodes: int | None = None,
     workers: int | None = None,
     record_episodes: int = 4,
+    num_groups: int = 1,
     retries: int = 1,
     resume: bool = True,
     progress: bool = True,
@@ -79,6 +80,7 @@ def evaluate(
         episodes: episodes per task and seed; by default the protocol's number.
         workers: simulator processes; by default one per core, at most one per episode.
         record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on.
+        num_groups: groups of workers that are served in turn, see `rollout`; at most one per worker.
         retries: how often an episode is started again when its simulator died.
         resume: keep what the folder holds; `False` removes an earlier evaluation there first.
         progress: show a progress bar on standard error.
@@ -120,6 +122,7 @@ def evaluate(
                 execution_horizon=horizon,
                 record=[index for index, request in enumerate(missing) if _key(request) in wanted],
                 retries=retries,
+                num_groups=min(num_groups, num_workers),
                 on_steps=tally.count_steps,
             )
             # Policy and environment fit each other: from here on the folder is this evaluation's.
