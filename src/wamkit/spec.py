@@ -1,8 +1,9 @@
 """Words for robots and policies, and the comparison that refuses a mismatch.
 
-A `RobotSpec` says what a robot, simulator or dataset records; a `PolicySpec` says what a policy was trained on. They are
-compared whenever policy, dataset and environment meet, because a silent mismatch (camera order, gripper sign, control
-rate, rotation format) is the field's most frequent cause of 0 % success. This module needs only the standard library.
+A `RobotSpec` says what a robot, simulator or dataset records; a `PolicySpec` says what a policy was trained on. They
+are compared whenever policy, dataset and environment meet, because a silent mismatch (camera order, gripper sign,
+control rate, rotation format) is the field's most frequent cause of 0 % success. This module needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class CameraSpec:
 
     def __post_init__(self) -> None:
         if self.height <= 0 or self.width <= 0:
-            raise ValueError(f"camera {self.name!r}: expected positive height and width, got {self.height}x{self.width}")
+            raise ValueError(
+                f"camera {self.name!r}: expected positive height and width, got {self.height}x{self.width}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,9 @@ class RobotSpec:
             raise ValueError(f"robot {self.name!r}: expected distinct camera names, got {names}")
         wrong = [index for index in self.gripper_channels if not 0 <= index < len(self.action)]
         if wrong:
-            raise ValueError(f"robot {self.name!r}: gripper channels {wrong} are outside the {len(self.action)} actions")
+            raise ValueError(
+                f"robot {self.name!r}: gripper channels {wrong} are outside the {len(self.action)} actions"
+            )
         if self.control_hz <= 0:
             raise ValueError(f"robot {self.name!r}: expected a positive control_hz, got {self.control_hz}")
 
@@ -165,7 +170,8 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if not 1 <= self.execution_horizon <= self.action_horizon:
             raise ValueError(
-                f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, got {self.execution_horizon}"
+                f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, "
+                f"got {self.execution_horizon}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,8 +196,8 @@ class PolicySpec:
 def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offered_by: str) -> None:
     """Compare two robot specs where they meet and refuse a mismatch.
 
-    `offered` may have more cameras than `wanted`; every other field that changes what numbers or pixels mean must agree.
-    Camera matrices are not compared.
+    `offered` may have more cameras than `wanted`; every other field that changes what numbers or pixels mean must
+    agree. Camera matrices are not compared.
 
     Args:
         wanted: the spec that the reader was built for (a policy).
@@ -210,11 +216,14 @@ def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offe
             differences.append(f"camera {camera.name!r} is wanted; offered are {list(cameras)}")
         elif (other.height, other.width) != (camera.height, camera.width):
             differences.append(
-                f"camera {camera.name!r}: wanted {camera.height}x{camera.width} px, offered {other.height}x{other.width} px"
+                f"camera {camera.name!r}: wanted {camera.height}x{camera.width} px, "
+                f"offered {other.height}x{other.width} px"
             )
     for what, ours, theirs in (("state", wanted.state, offered.state), ("action", wanted.action, offered.action)):
         if len(ours) != len(theirs):
-            differences.append(f"{what} width: wanted {len(ours)} {_names(ours)}, offered {len(theirs)} {_names(theirs)}")
+            differences.append(
+                f"{what} width: wanted {len(ours)} {_names(ours)}, offered {len(theirs)} {_names(theirs)}"
+            )
         else:
             differences += [
                 f"{what} channel {index}: wanted {a}, offered {b}"
