@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from wamkit.envs.metaworld_tasks import CAMERAS, GOAL_SITES, TASKS, require_cameras, task_info, task_names
+from wamkit.envs.metaworld_cameras import CAMERAS, require_cameras
+from wamkit.envs.metaworld_tasks import GOAL_SITES, TASKS, task_info, task_names
 
 
 def test_there_are_fifty_tasks_with_sentences_of_their_own() -> None:
@@ -29,7 +30,7 @@ def test_tasks_and_cameras_are_the_packages() -> None:
 
     assert set(TASKS) == set(metaworld.ALL_V3_ENVIRONMENTS) == set(ENV_POLICY_MAP)
     model = metaworld.ALL_V3_ENVIRONMENTS["reach-v3"]().model
-    assert tuple(model.camera(index).name for index in range(model.ncam)) == CAMERAS
+    assert tuple(model.camera(index).name for index in range(model.ncam)) == tuple(CAMERAS)
 
 
 def test_a_misspelt_task_is_guessed_and_all_are_listed() -> None:
@@ -41,7 +42,7 @@ def test_a_misspelt_task_is_guessed_and_all_are_listed() -> None:
 
 
 def test_misspelt_or_repeated_cameras_are_refused() -> None:
-    require_cameras(CAMERAS)
+    require_cameras(tuple(CAMERAS))
     with pytest.raises(ValueError, match="did you mean 'gripperPOV'"):
         require_cameras(("gripperPov",))
     with pytest.raises(ValueError, match="distinct cameras"):

@@ -9,7 +9,7 @@ import pytest
 
 from wamkit.envs.base import EpisodeRequest, reset
 from wamkit.envs.metaworld import MetaWorldFactory, MetaWorldSimulator
-from wamkit.envs.metaworld_tasks import CAMERAS
+from wamkit.envs.metaworld_cameras import CAMERAS
 
 pytestmark = pytest.mark.sim
 SIZE = 256
@@ -17,7 +17,7 @@ SIZE = 256
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[MetaWorldSimulator]:
-    simulator = MetaWorldFactory(cameras=CAMERAS, height=SIZE, width=SIZE)()
+    simulator = MetaWorldFactory(cameras=tuple(CAMERAS), height=SIZE, width=SIZE)()
     yield simulator
     simulator.close()
 
@@ -94,6 +94,17 @@ def test_only_cameras_on_the_arm_move(simulator: MetaWorldSimulator) -> None:
         moved = not np.allclose(before[camera].pose, after[camera].pose, atol=1e-4)
         assert moved == (camera in ("gripperPOV", "behindGripper")), camera
         np.testing.assert_allclose(np.linalg.det(after[camera].pose[:3, :3]), 1.0, atol=1e-9)
+
+
+def test_the_spec_publishes_the_matrices_that_the_scenes_have(simulator: MetaWorldSimulator) -> None:
+    for task in ("drawer-open-v3", "soccer-v3"):
+        start(simulator, task)
+        for published in simulator.robot.cameras:
+            matrices = simulator.camera_matrices()[published.name]
+            np.testing.assert_allclose(np.array(published.intrinsics), matrices.intrinsics, rtol=1e-12)
+            assert (published.pose is None) == (published.name in ("gripperPOV", "behindGripper"))
+            if published.pose is not None:
+                np.testing.assert_allclose(np.array(published.pose), matrices.pose, atol=1e-8)
 
 
 def test_the_low_cost_look_is_close_to_the_stock_one_but_not_the_same(simulator: MetaWorldSimulator) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wamkit.envs.base import CameraMatrices, Contact, EpisodeRequest, StepOutcome
-from wamkit.envs.metaworld_tasks import GOAL_SITES, require_cameras, task_info
+from wamkit.envs.metaworld_cameras import CAMERAS, camera_spec, require_cameras
+from wamkit.envs.metaworld_tasks import GOAL_SITES, task_info
 from wamkit.envs.render import (
     RENDERING_NAMES,
     LoadedScene,
@@ -26,12 +27,11 @@ from wamkit.envs.render import (
     camera_matrices,
     find_contacts,
 )
-from wamkit.spec import CameraSpec, ChannelSpec, RobotSpec
+from wamkit.spec import ChannelSpec, RobotSpec
 
 CONTROL_HZ = 80.0
 STEP_LIMIT = 500
 LAYOUTS_PER_SEED = 50  # the package draws this many layouts for one benchmark seed
-UPSIDE_DOWN = frozenset({"corner", "corner2", "corner3", "corner4"})
 DEFAULT_CAMERAS = ("corner2", "gripperPOV")
 
 _STATE = (
@@ -80,7 +80,7 @@ class MetaWorldFactory:
         """What the simulator will publish, known without starting it."""
         return RobotSpec(
             name="sawyer/metaworld",
-            cameras=tuple(CameraSpec(name=name, height=self.height, width=self.width) for name in self.cameras),
+            cameras=tuple(camera_spec(name, self.height, self.width) for name in self.cameras),
             state=_STATE,
             action=_ACTION,
             action_kind="delta",
@@ -96,7 +96,7 @@ class MetaWorldFactory:
 
 def turn_upright(image: UInt8[np.ndarray, "h w 3"], camera: str) -> UInt8[np.ndarray, "h w 3"]:
     """Turn the picture of a camera that hangs upside down by 180 degrees. The only place where a picture is turned."""
-    return np.ascontiguousarray(image[::-1, ::-1]) if camera in UPSIDE_DOWN else image
+    return np.ascontiguousarray(image[::-1, ::-1]) if CAMERAS[camera].is_upside_down else image
 
 
 def turn_matrices_upright(matrices: CameraMatrices, camera: str) -> CameraMatrices:
@@ -105,7 +105,7 @@ def turn_matrices_upright(matrices: CameraMatrices, camera: str) -> CameraMatric
     Turning a picture by 180 degrees about its centre is the same as rolling the camera by 180 degrees about its viewing
     axis, so intrinsics stay and the camera's x and y axes change sign.
     """
-    if camera not in UPSIDE_DOWN:
+    if not CAMERAS[camera].is_upside_down:
         return matrices
     return CameraMatrices(intrinsics=matrices.intrinsics, pose=matrices.pose @ np.diag([-1.0, -1.0, 1.0, 1.0]))
 
@@ -216,7 +216,7 @@ class MetaWorldSimulator:
         scene = self._current()
         self._renderer.make_current()
         ids = {name: scene.loaded.geom_ids(scene.env.data, name) for name in self._factory.cameras}
-        return {name: image[::-1, ::-1] if name in UPSIDE_DOWN else image for name, image in ids.items()}
+        return {name: image[::-1, ::-1] if CAMERAS[name].is_upside_down else image for name, image in ids.items()}
 
     def camera_matrices(self) -> dict[str, CameraMatrices]:
         """Matrices of the upright images; cameras on the arm move with it, so ask at every frame."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from wamkit.envs import choices_error
 
-CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
-
 # Sites that the package uses as goal markers, in any task. Sites that belong to an object (the tip of a stick, the
 # dot on a button) are part of the object and stay.
 GOAL_SITES = frozenset(
@@ -124,16 +122,3 @@ def task_info(name: str) -> TaskInfo:
     if name not in TASKS:
         raise choices_error("Meta-World task", name, task_names())
     return TASKS[name]
-
-
-def require_cameras(names: tuple[str, ...]) -> None:
-    """Check camera names.
-
-    Raises:
-        ValueError: none, a repeated or an unknown camera; the message lists the choices.
-    """
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"expected distinct cameras, at least one, got {names}; choose among: {', '.join(CAMERAS)}")
-    for name in names:
-        if name not in CAMERAS:
-            raise choices_error("Meta-World camera", name, CAMERAS)

@@ -84,6 +84,8 @@ class OffscreenRenderer:
         except Exception as error:
             raise RuntimeError(f"cannot make an OpenGL context with MUJOCO_GL={self.backend}: {error}") from error
         OffscreenRenderer._open = weakref.ref(self)
+        # Also frees a context that nobody closed, while Python still can: EGL complains at interpreter exit otherwise.
+        self._free = weakref.finalize(self, self._context.free)
         try:
             self._check()
         except BaseException:
@@ -117,7 +119,7 @@ class OffscreenRenderer:
     def close(self) -> None:
         """Free the context; closing twice is fine."""
         if self._context is not None:
-            self._context.free()
+            self._free()
             self._context = None
             OffscreenRenderer._open = None
 
