@@ -39,8 +39,8 @@ class Imagined:
 
     Args:
         video: future frames, uint8.
-        video_steps: control steps after the observation at which each imagined frame lies (one number per frame), so that
-            it can be set against the frame that really came.
+        video_steps: control steps after the observation at which each imagined frame lies (one number per frame), so
+            that it can be set against the frame that really came.
         value: value per action step, in the units of the value targets (last channel).
         scores: planner scores of every candidate, one row per planning iteration.
     """
@@ -179,9 +179,9 @@ class Acting(Protocol):
 class ActingPolicy(Protocol):
     """What closed-loop evaluation and servers need: a policy that remembers each robot in a numbered slot.
 
-    `reset` starts a new episode in each slot, with a seed from which every draw of that episode follows. `act` takes the
-    newest frame of each slot, extends its memory, and gives a chunk in physical units; `executed` counts the actions run
-    since the slot's previous call. Rows of the result follow `slots`.
+    `reset` starts a new episode in each slot, with a seed from which every draw of that episode follows. `act` takes
+    the newest frame of each slot, extends its memory, and gives a chunk in physical units; `executed` counts the
+    actions run since the slot's previous call. Rows of the result follow `slots`.
     """
 
     spec: PolicySpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -122,6 +123,14 @@ class WindowLoader:
     def frames_in_memory(self) -> bool:
         """Whether all frames were decoded into memory."""
         return self._frames is not None
+
+    def reseeded(self, batch_size: int, seed: int) -> WindowLoader:
+        """The same numbers and frames, shared, in batches of another size and order."""
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"loader: expected batch_size >= 1 and seed >= 0, got {batch_size} and {seed}")
+        other = copy.copy(self)
+        other.batch_size, other.seed = batch_size, seed
+        return other
 
     def rows(self, step: int) -> BatchRows:
         """The rows of batch `step`, without reading anything.

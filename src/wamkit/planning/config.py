@@ -27,11 +27,11 @@ class PlannerConfig:
         fit_memory_frames: also fit, uselessly, the frames that memory overwrites.
         score: what is maximised over each value curve.
         penalty: weight of the spread in the score `lcb`.
-        pairing: `matched` scores a value sample on the video it is booked for; `reference` evaluates flat row r on video
-            r mod G but books it on video r // N, as the public code does.
+        pairing: `matched` scores a value sample on the video it is booked for; `reference` evaluates flat row r on
+            video r mod G but books it on video r // N, as the public code does.
         final: `sample` from the last distribution, take its `mean`, or the `best` candidate seen.
-        random_scores: replace scores by noise (`shrink_only`): a control that tells a planning gain from the effect of a
-            lower sampling temperature.
+        random_scores: replace scores by noise (`shrink_only`): a control that tells a planning gain from the effect of
+            a lower sampling temperature.
         value_steps: Euler steps while ranking; `None` uses as many as decoding does.
     """
 

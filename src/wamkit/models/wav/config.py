@@ -134,6 +134,16 @@ class WAVConfig:
                 raise ValueError(f"expected {name} channels = action_dim + state_dim = {width}, got {expert.channels}")
 
     @property
+    def family(self) -> str:
+        """Name in the table of families."""
+        return "wav"
+
+    @property
+    def value_channels(self) -> int:
+        """Width of a value vector; 0 without a value expert."""
+        return self.network.value.channels if self.network.value else 0
+
+    @property
     def stride(self) -> int:
         """Actions per future frame."""
         return self.action_horizon // self.num_future

@@ -1,4 +1,5 @@
-"""One control step of WAV: the video stream is read once at pure noise, its keys and values kept for every denoising step.
+"""One control step of WAV: the video stream is read once at pure noise, its keys and values kept for every denoising
+step.
 
 Source: WAV (arXiv 2604.14732), section 3.3 and its public pipeline.
 Differs: nothing is computed twice. Keys and values of the video stream are projected once per layer and candidate and
@@ -8,7 +9,6 @@ computed once per control step or once per process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,9 @@ def to_latents(tokens: Float[Tensor, "*b l c"], height: int, width: int) -> Floa
 
 @dataclass(frozen=True, kw_only=True)
 class KeptFeatures:
-    """Keys and values of the video stream at pure noise, one per layer, projected for the experts that will read them."""
+    """Keys and values of the video stream at pure noise, one per layer, projected for the experts that will read
+    them.
+    """
 
     value: list[KeyValue] = field(default_factory=list)
     action: list[KeyValue] = field(default_factory=list)
@@ -65,7 +67,8 @@ class ControlStep:
         text: from `WAVTransformer.read_text(…, keep=True)`.
         state_token: zeros in the action channels, normalised current state in the rest; `None` for models without.
         num_steps: Euler steps for actions and values.
-        max_rows: video rows (observation x candidate) per forward pass; bounds memory whatever the number of candidates.
+        max_rows: video rows (observation x candidate) per forward pass; bounds memory whatever the number of
+            candidates.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class ControlStep:
     @property
     def video_shape(self) -> tuple[int, ...]:
         """Shape of one candidate's latents, memory included: `v c f h w`."""
-        batch, views, channels, _, height, width = self.memory.shape
+        _, views, channels, _, height, width = self.memory.shape
         return views, channels, self.grid[0], height, width
 
     def modulation(self, sigma: float) -> Modulation:
@@ -191,25 +194,16 @@ class ControlStep:
         self,
         video: Float[Tensor, "b v c f h w"],
         num_steps: int | None = None,
-        on_step: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "b v c future h w"]:
         """Denoise the future video, memory frames held clean; returns future latents."""
         sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
         area = self.grid[1] * self.grid[2]
         clean = to_tokens(video)[..., : self.num_memory * area, :]
-        done = 0
 
         def velocity(future: Tensor, sigma: float) -> Tensor:
-            nonlocal done
             modulation = self.modulation(sigma)
-            x = future
-            for x in self.network.video_layers(
-                torch.cat((clean, future), dim=-2), modulation, self.text, self._rotation
-            ):
-                pass
-            done += 1
-            if on_step is not None:
-                on_step(done, len(sigmas) - 1)
+            tokens = torch.cat((clean, future), dim=-2)
+            *_, x = self.network.video_layers(tokens, modulation, self.text, self._rotation)
             return self.network.video_head(x, modulation)[..., clean.shape[-2] :, :]
 
         future = euler(to_tokens(video)[..., clean.shape[-2] :, :], velocity, sigmas)

@@ -1,7 +1,8 @@
-"""WAV as a model family: the network behind its codecs, with the verbs `loss`, `sample_actions`, `imagine` and `value`."""
+"""WAV as a model family: the network behind its codecs, with its verbs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from wamkit.models.wav.config import WAVConfig, WAVObjective
 from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
-from wamkit.models.wav.weights import LoadReport, load_weights
+from wamkit.models.wav.weights import load_weights
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
 
 
@@ -55,22 +56,71 @@ class WAV:
         )
 
     @classmethod
+    def fit_codecs(cls, config: WAVConfig, batches: Sequence[Batch], generator: torch.Generator, folder: Path) -> None:
+        """Fit or find the codecs that a configuration names, and save them.
+
+        Args:
+            config: names the codecs.
+            batches: windows that a fitted codec learns from; they need future frames.
+            generator: of the fit's subsample.
+            folder: where `create` and `load` read them.
+
+        Raises:
+            ValueError: pretrained codecs are named without their folder.
+        """
+        codec = config.codec
+        if not codec.pretrained and (codec.video, codec.text) != ("patch", "hash"):
+            raise ValueError(
+                f"codecs {codec.video!r} and {codec.text!r} are pretrained: set model.codec.pretrained to their folder"
+            )
+        video: VideoCodec
+        text: TextEncoder
+        if codec.video == "patch":
+            from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
+
+            settings = PatchCodecConfig(
+                patch=codec.spatial, temporal=codec.temporal, channels=config.network.latent_channels
+            )
+            clips = [batch.future for batch in batches if batch.future is not None]
+            frames = torch.cat([rearrange(batch.context, "b v t h w c -> (b v t) h w c") for batch in batches])
+            video = PatchCodec.fit(
+                frames,
+                rearrange(torch.cat(clips), "b v t h w c -> (b v) t h w c"),
+                config=settings,
+                generator=generator,
+            )
+        else:
+            from wamkit.codecs.video_ltx import LTXVideoCodec
+
+            video = LTXVideoCodec.from_pretrained(Path(codec.pretrained))
+        if codec.text == "hash":
+            from wamkit.codecs.text_hash import HashedTextEncoder
+
+            text = HashedTextEncoder(width=config.network.text_width, length=codec.text_length)
+        else:
+            from wamkit.codecs.text_t5 import T5TextEncoder
+
+            text = T5TextEncoder.from_pretrained(Path(codec.pretrained), length=codec.text_length)
+        video.save(folder / "video")
+        text.save(folder / "text")
+
+    @classmethod
+    def create(cls, config: WAVConfig, codecs: Path) -> WAV:
+        """A WAV with fresh weights (from torch's global generator) behind saved codecs."""
+        pretrained = Path(config.codec.pretrained) if config.codec.pretrained else None
+        video_codec = load_video_codec(codecs / "video", pretrained=pretrained)
+        return cls.build(config, video_codec, load_text_encoder(codecs / "text", pretrained=pretrained))
+
+    @classmethod
     def load(cls, config: dict[str, Any], weights: dict[str, Tensor], codecs: Path, source: str) -> WAV:
         """A WAV from the pieces of a policy folder.
 
         Raises:
             ValueError: configuration, codecs and weights do not fit each other.
         """
-        settings = WAVConfig.from_dict(config)
-        pretrained = Path(settings.codec.pretrained) if settings.codec.pretrained else None
-        video_codec = load_video_codec(codecs / "video", pretrained=pretrained)
-        model = cls.build(settings, video_codec, load_text_encoder(codecs / "text", pretrained=pretrained))
+        model = cls.create(WAVConfig.from_dict(config), codecs)
         load_weights(model.network, weights, source=source)
         return model
-
-    def load_weights(self, tensors: dict[str, Tensor], *, source: str, may_miss: tuple[str, ...] = ()) -> LoadReport:
-        """Copy weights, see `weights.load_weights`."""
-        return load_weights(self.network, tensors, source=source, may_miss=may_miss)
 
     def save_codecs(self, folder: Path) -> None:
         """Write what `load` needs of the codecs."""

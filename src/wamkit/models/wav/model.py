@@ -1,7 +1,7 @@
 """The WAV network: a multi-view LTX-Video transformer, a value expert and an action expert.
 
-Every module hangs directly off the root, so that the state dict has the names of the published checkpoints (LTX-Video in
-diffusers layout, GE-base, GE-act, WAV).
+Every module hangs directly off the root, so that the state dict has the names of the published checkpoints (LTX-Video
+in diffusers layout, GE-base, GE-act, WAV).
 
 Source: WAV (arXiv 2604.14732), section 3; LTX-Video (arXiv 2501.00103); Genie-Envisioner (arXiv 2508.05635).
 """
@@ -56,8 +56,8 @@ class WAVOutput:
 class WAVTransformer(nn.Module):
     """Video stream, value expert and action expert with a block of each per layer.
 
-    Layer i of each expert reads the video hidden states after video block i; layer i of the action expert also reads the
-    value hidden states after value block i. Nothing is detached.
+    Layer i of each expert reads the video hidden states after video block i; layer i of the action expert also reads
+    the value hidden states after value block i. Nothing is detached.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -126,7 +126,9 @@ class WAVTransformer(nn.Module):
         return TextContext(layers=layers, bias=text_bias(mask, hidden.dtype))
 
     def video_modulation(self, timesteps: Timesteps, num_views: int) -> Modulation:
-        """Timestep and view conditioning of the video stream, `b v k …`; the view embedding is all that tells views apart."""
+        """Timestep and view conditioning of the video stream, `b v k …`; the view embedding is all that tells views
+        apart.
+        """
         blocks, head = self.time_embed(timesteps.levels)
         blocks, head = blocks[:, None], head[:, None]
         if self.config.max_view:

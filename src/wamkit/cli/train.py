@@ -1,0 +1,47 @@
+"""Train a recipe: wamkit train RECIPE --data.root DATASET --output FOLDER [any other setting of the recipe].
+
+The same command continues an interrupted run. The output folder holds metrics.jsonl, checkpoints/ and, when all stages
+are done, policy/.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from wamkit.recipes import RECIPES
+from wamkit.recipes.run import Run
+
+
+def _options() -> Any:
+    """One sub-command per recipe, with the recipe's settings as defaults."""
+    defaults = {name: _with_paths_missing(recipe()) for name, recipe in RECIPES.items()}
+    helps = {name: (recipe.__doc__ or "").split("\n")[0] for name, recipe in RECIPES.items()}
+    return tyro.extras.subcommand_type_from_defaults(defaults, helps)
+
+
+def _with_paths_missing(run: Run) -> Run:
+    import dataclasses
+
+    data = dataclasses.replace(run.data, root=tyro.MISSING)
+    return dataclasses.replace(run, data=data, output=tyro.MISSING)
+
+
+if TYPE_CHECKING:
+    Options = Run
+else:
+    Options = _options()
+
+
+def run(options: Run) -> int:
+    """Train to the end of the recipe; 1 when a signal stopped it before."""
+    from wamkit.recipes.execute import execute
+
+    report = execute(options)
+    if report.stopped_by is not None:
+        print(f"stopped by {report.stopped_by} after {report.steps} steps; the same command continues")
+        return 1
+    losses = ", ".join(f"{stage} {loss:.4f}" for stage, loss in report.losses.items())
+    print(f"trained {report.steps} steps ({losses or 'nothing left to do'}); the policy is {options.output / 'policy'}")
+    return 0

@@ -1,0 +1,13 @@
+"""The table of recipes: functions that return one complete `Run`; importing it loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wamkit.recipes.run import Run
+from wamkit.recipes.wav_metaworld import debug, wav_metaworld
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "wav-metaworld": wav_metaworld,
+    "debug": debug,
+}

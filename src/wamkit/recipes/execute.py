@@ -1,0 +1,201 @@
+"""Carry out a `Run`: dataset, statistics, model and trainer put together, and a policy folder at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wamkit.atomic import atomic_folder
+from wamkit.data.lerobot import LeRobotDataset
+from wamkit.data.loader import WindowLoader
+from wamkit.data.source import VALUE
+from wamkit.data.stats import current_statistics
+from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.windows import WindowConfig
+from wamkit.models import family_module
+from wamkit.planning.draws import seeded
+from wamkit.policy import Policy, Transforms
+from wamkit.progress import ProgressBar
+from wamkit.recipes.run import Run
+from wamkit.spec import PolicySpec, RobotSpec
+from wamkit.training.prefetch import BatchSource
+from wamkit.training.stage import TrainStage, plain
+from wamkit.training.trainer import TrainReport, train
+from wamkit.types import Batch
+
+logger = logging.getLogger(__name__)
+
+CODEC_BATCHES = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Batches:
+    """One stage's batches out of a loader."""
+
+    loader: WindowLoader
+    needs_future: bool
+
+    def batch(self, step: int) -> Batch:
+        return self.loader.batch(step, need_future=self.needs_future)
+
+
+def execute(run: Run, *, resume: bool = True) -> TrainReport:
+    """Train what a recipe describes; `run.output / "policy"` holds the policy when all stages are done.
+
+    Calling it again continues an interrupted run, and returns at once when all is done.
+
+    Args:
+        run: the recipe.
+        resume: continue from the newest checkpoint in the output folder; `False` insists on a fresh folder.
+
+    Raises:
+        ValueError: dataset and model do not fit each other, the value column is missing, or the recipe changed since
+            the checkpoint in the output folder.
+        FileNotFoundError: no dataset.
+    """
+    dataset = LeRobotDataset(run.data.root)
+    robot = _require_fit(run, dataset)
+    transforms = _transforms(run, dataset)
+
+    with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
+        base = WindowLoader(
+            dataset,
+            _windows(run),
+            action=transforms.action,
+            state=transforms.state,
+            value=transforms.value,
+            batch_size=run.stages[0].batch_size,
+            seed=run.seed,
+            cameras=robot.camera_names,
+            robot=robot,
+            progress=bar.show,
+        )
+    family = family_module(run.model.family).FAMILY
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        model = family.create(run.model, _codecs(run, base, family))
+
+    def make_batches(stage: TrainStage) -> BatchSource:
+        # stages draw other windows: the seed of each follows from its name
+        seed = int(torch.randint(2**31, (1,), generator=seeded(run.seed, stage.name)))
+        return _Batches(loader=base.reseeded(stage.batch_size, seed), needs_future=stage.needs_future)
+
+    spec = PolicySpec(
+        family=run.model.family,
+        robot=robot,
+        num_context=run.model.num_context,
+        action_horizon=run.model.action_horizon,
+        execution_horizon=run.execution_horizon,
+        normalization=run.data.normalization,
+        tasks=tuple(sorted({episode.task for episode in dataset.episodes})),
+    )
+    policy = Policy(model, spec, transforms)
+
+    def save_policy(path: Path, training: dict[str, Any]) -> None:
+        policy.save(path, config=run.model.to_dict(), training=training)
+
+    device = run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    report = train(
+        model,
+        run.stages,
+        make_batches,
+        folder=run.output,
+        seed=run.seed,
+        save_every=run.save_every,
+        save_policy=save_policy,
+        resume=resume,
+        device=device,
+        recipe={
+            "model": plain(run.model),
+            "data": plain(dataclasses.replace(run.data, root=Path(run.data.root.name))),
+            "execution_horizon": run.execution_horizon,
+        },
+        data_fingerprint=dataset.fingerprint(),
+    )
+    if report.stopped_by is None:
+        save_policy(run.output / "policy", report.training)
+    return report
+
+
+def _windows(run: Run) -> WindowConfig:
+    return WindowConfig(
+        context=run.model.num_context,
+        chunk=run.model.num_future,
+        action_horizon=run.model.action_horizon,
+        sample_n_frames=run.data.sample_n_frames,
+        pick=run.data.pick,
+        spacing=run.execution_horizon if run.data.pick == "spaced" else 1,
+        action_offset=run.data.action_offset,
+        first_row=run.data.first_row,
+    )
+
+
+def _transforms(run: Run, dataset: LeRobotDataset) -> Transforms:
+    statistics = current_statistics(dataset)
+    value = ValueTransform.from_statistics(statistics[VALUE]) if VALUE in statistics else None
+    width = run.model.value_channels
+    if width and value is None:
+        raise ValueError(
+            f"{dataset.root} has no value column, but the model has a value expert; write one with "
+            f"`wamkit data values {dataset.root}`"
+        )
+    if value is not None and width and value.width != width:
+        raise ValueError(
+            f"expected a value column of {width} channels, the model's, got {value.width} in {dataset.root}; "
+            f"set the model's value channels to {value.width}, or write the column with other settings"
+        )
+    kind = run.data.normalization
+    return Transforms(
+        state=Normalizer.from_statistics(kind, statistics["state"]),
+        action=Normalizer.from_statistics(kind, statistics["action"]),
+        value=value if width else None,
+    )
+
+
+def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
+    """The dataset's robot, when its cameras and widths are the model's."""
+    robot = dataset.robot
+    if robot is None:
+        raise ValueError(f"{dataset.root} says nothing of its robot; record it with wamkit, or add a RobotSpec")
+    model = run.model
+    offered = {
+        "cameras": len(robot.cameras),
+        "image sizes": sorted({(camera.height, camera.width) for camera in robot.cameras}),
+        "action channels": len(robot.action),
+        "state channels": len(robot.state),
+    }
+    wanted = {
+        "cameras": model.num_views,
+        "image sizes": [(model.image_size, model.image_size)],
+        "action channels": model.action_dim,
+        "state channels": model.state_dim,
+    }
+    wrong = [f"{key}: model {wanted[key]}, dataset {offered[key]}" for key in wanted if wanted[key] != offered[key]]
+    if wrong:
+        listed = "\n  - ".join(wrong)
+        raise ValueError(
+            f"model {model.name!r} and dataset {dataset.root} do not fit:\n  - {listed}\n"
+            "Change the model's settings (--model.…), or record the dataset with other cameras or sizes."
+        )
+    return robot
+
+
+def _codecs(run: Run, loader: WindowLoader, family: Any) -> Path:
+    """The run's codecs: fitted once on the first windows of the dataset, then read back by every resumed run."""
+    folder = run.output / "codecs"
+    if not folder.is_dir():
+        with atomic_folder(folder) as partial:
+            family.fit_codecs(
+                run.model,
+                [loader.batch(step) for step in range(CODEC_BATCHES)],
+                seeded(run.seed, "codecs"),
+                partial,
+            )
+    return folder

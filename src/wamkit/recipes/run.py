@@ -1,0 +1,56 @@
+"""A recipe's result: one complete, frozen description of a training run; importing this module loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wamkit.models.wav.config import WAVConfig
+from wamkit.training.stage import TrainStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which windows of a dataset a model is trained on.
+
+    Args:
+        root: LeRobot dataset.
+        pick: how memory frames are chosen; `spaced` as the control loop has them, `random` as published.
+        action_offset: 0 pairs an action with the observation recorded beside it, 1 is the published lead of one row.
+        first_row: 0 uses every row of an episode, 1 leaves out the first as the published code does.
+        sample_n_frames: rows that `random` and `uniform` memory may reach back.
+        normalization: of states and actions.
+    """
+
+    root: Path
+    pick: Literal["random", "uniform", "spaced"] = "spaced"
+    action_offset: int = 0
+    first_row: int = 0
+    sample_n_frames: int = 500
+    normalization: Literal["minmax", "meanstd"] = "minmax"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a training run is made of.
+
+    Args:
+        data: dataset and windows.
+        output: run folder; the trained policy ends up in its `policy/`.
+        model: sizes and geometry.
+        stages: in the order they run.
+        execution_horizon: actions of each chunk meant to be run before the policy is asked again.
+        seed: of every draw.
+        save_every: steps between checkpoints.
+        device: where the model is trained; `auto` takes a GPU if there is one.
+    """
+
+    data: DataConfig
+    output: Path
+    model: WAVConfig
+    stages: tuple[TrainStage, ...]
+    execution_horizon: int = 8
+    seed: int = 0
+    save_every: int = 200
+    device: str = "auto"
