@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Score = Literal["snr", "mean", "lcb", "last"]
+Pairing = Literal["matched", "reference"]
+Final = Literal["sample", "mean", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +51,26 @@ class PlannerConfig:
     unbiased_std: bool = False
     pool_views: bool = False
     fit_memory_frames: bool = False
-    score: Literal["snr", "mean", "lcb", "last"] = "snr"
+    score: Score = "snr"
     penalty: float = 1.0
-    pairing: Literal["matched", "reference"] = "matched"
-    final: Literal["sample", "mean", "best"] = "sample"
+    pairing: Pairing = "matched"
+    final: Final = "sample"
     random_scores: bool = False
     value_steps: int | None = None
 
     def __post_init__(self) -> None:
+        for name, choices in (("score", Score), ("pairing", Pairing), ("final", Final)):
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise ValueError(f"planner: expected {name} to be one of {known}, got {getattr(self, name)!r}")
         for name in ("iterations", "min_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"planner: expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("num_videos", "num_values"):
             if getattr(self, name) < 1:
                 raise ValueError(f"planner: expected {name} of 1 or more, got {getattr(self, name)}")
+        if self.value_steps is not None and self.value_steps < 1:
+            raise ValueError(f"planner: expected value_steps of 1 or more, or None, got {self.value_steps}")
         for name in ("video_elites", "value_elites"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"planner: expected {name} in (0, 1], got {getattr(self, name)}")

@@ -5,12 +5,10 @@ Source: WAV (arXiv 2604.14732), equation for the signal-to-noise score; public p
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 
-Score = Literal["snr", "mean", "lcb", "last"]
+from wamkit.planning.config import Score
 
 
 def score_values(values: Float[Tensor, "*b y"], score: Score, *, penalty: float = 1.0) -> Float[Tensor, "*b"]:
@@ -20,9 +18,6 @@ def score_values(values: Float[Tensor, "*b y"], score: Score, *, penalty: float 
         values: predicted total value per token; the last channel of the value tokens.
         score: `snr` mean/(std + 1e-6), `mean`, `lcb` mean - penalty · std, `last` the last token.
         penalty: weight of the spread in `lcb`.
-
-    Raises:
-        ValueError: unknown score.
     """
     if score == "last":
         return values[..., -1]
@@ -32,6 +27,4 @@ def score_values(values: Float[Tensor, "*b y"], score: Score, *, penalty: float 
     std = values.std(-1) if values.shape[-1] > 1 else values.new_zeros(mean.shape)
     if score == "snr":
         return mean / (std + 1e-6)
-    if score == "lcb":
-        return mean - penalty * std
-    raise ValueError(f"unknown score {score!r}; choose snr, mean, lcb or last")
+    return mean - penalty * std
