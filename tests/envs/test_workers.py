@@ -100,10 +100,15 @@ def test_a_lost_worker_is_reported_and_replaced(pool: WorkerPool, how: str) -> N
     assert pool.process_ids[0] != lost and pool.call(1, "sleep", 0.0) == 0.0
 
 
-def test_a_worker_that_dies_while_idle_costs_nothing(pool: WorkerPool) -> None:
-    lost = pool.process_ids[1]
-    os.kill(lost, signal.SIGKILL)
+@pytest.mark.parametrize("is_mid_episode", [False, True])
+def test_a_worker_that_dies_while_idle_costs_only_an_episode_under_way(pool: WorkerPool, is_mid_episode: bool) -> None:
+    pool.call(1, "reset", REQUEST)
+    os.kill(pool.process_ids[1], signal.SIGKILL)
     pool._workers[1].process.wait()
+    if is_mid_episode:
+        pool.submit(1, "run_chunk", np.ones((2, 2), dtype=np.float32))
+        [(worker, error)] = pool.wait()
+        assert worker == 1 and isinstance(error, WorkerError) and "died while idle (signal SIGKILL" in str(error)
     assert pool.call(1, "reset", REQUEST).sentence == "go to the goal"
     assert pool.restarts == 1
 

@@ -26,6 +26,7 @@ from wamkit.spec import RobotSpec
 
 logger = logging.getLogger(__name__)
 
+_BEGIN_EPISODES = ("reset", "demonstrate")
 _MAX_FAILED_STARTS = 3  # in a row, after which a worker is not started again
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -69,6 +70,7 @@ class _Worker:
     started: float
     is_ready: bool = False
     is_working: bool = False  # has a submission whose outcome was not given yet
+    lost: WorkerError | None = None  # how the worker before it was lost between two submissions
     submitted: float = 0.0
     backlog: list[Any] = field(default_factory=list)  # submissions that wait for the start to finish
 
@@ -77,7 +79,8 @@ class WorkerPool:
     """Processes that each run one simulator.
 
     Submit at most one request to a worker at a time, then `wait` for whichever is ready. Use as a context manager, or
-    call `close`.
+    call `close`. A worker that died between two submissions has been replaced: a submission that begins an episode goes
+    to the new one, any other has the loss as its outcome.
 
     Args:
         factory: makes the simulator; a picklable dataclass that worker processes can import.
@@ -153,7 +156,7 @@ class WorkerPool:
             raise ValueError(f"expected a worker from 0 to {len(self._workers) - 1}, got {worker}")
         if self.is_busy(worker):
             raise ValueError(f"worker {worker} is busy; wait for its outcome before submitting again")
-        self._receive(worker)  # notices a worker that died while it was idle, so that this request goes to a new one
+        self._receive(worker)  # notices a worker that died while it was idle
         state = self._workers[worker]
         if state is None:
             raise RuntimeError(
@@ -161,7 +164,11 @@ class WorkerPool:
                 f"{self._last_failure}"
             )
         state.is_working, state.submitted = True, time.monotonic()
+        if method in _BEGIN_EPISODES:
+            state.lost = None  # nothing of the episode that was under way is needed
         request = (method, args)
+        if state.lost is not None:
+            return  # the loss is the outcome: the new simulator knows nothing of the episode
         if state.is_ready:
             _send(state, pickle.dumps(request))
         else:
@@ -286,6 +293,9 @@ class WorkerPool:
         worker = self._workers[number]
         if worker is None:
             return None
+        if worker.is_working and worker.lost is not None:
+            loss, worker.lost, worker.is_working = worker.lost, None, False
+            return (loss,)
         try:
             while worker.connection.poll():
                 kind, *content = worker.connection.recv()
@@ -336,7 +346,11 @@ class WorkerPool:
         is_given_up = self._failed_starts[number] >= _MAX_FAILED_STARTS
         self._workers[number] = None if is_given_up else self._start()
         self.restarts += not is_given_up
-        return (error,) if worker.is_working else None
+        if worker.is_working:
+            return (error,)
+        if (replacement := self._workers[number]) is not None:
+            replacement.lost = error
+        return None
 
     def _deadline(self, worker: _Worker) -> float:
         if not worker.is_ready:
