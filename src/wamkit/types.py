@@ -6,6 +6,7 @@ chunk, `a` action, `s` state, `m` samples drawn for one observation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +95,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = {key: item.to(device) if isinstance(item, Tensor) else item for key, item in vars(self).items()}
-        return Batch(**moved)
+        tensors: dict[str, Any] = {key: item.to(device) for key, item in vars(self).items() if isinstance(item, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 @runtime_checkable
@@ -164,7 +165,9 @@ class Draws(Protocol):
 
 @runtime_checkable
 class Acting(Protocol):
-    """What a policy needs of a model family."""
+    """What a policy needs of a model family; `network` holds the weights that are saved."""
+
+    network: nn.Module
 
     def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Tensor:
         """Encoded frames `b v c t …`, each on its own, to be remembered."""

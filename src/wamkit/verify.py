@@ -26,7 +26,7 @@ from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.models.wav.weights import load_weights
 from wamkit.nn.modulation import Timesteps
 from wamkit.planning.cem import plan
-from wamkit.planning.config import REFERENCE, PlannerConfig
+from wamkit.planning.config import REFERENCE, Pairing, PlannerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def read_cases(path: Path, spec: Path | None = None) -> list[GoldenCase]:
         ) from error
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # safetensors raises its own type, not a subclass of a builtin one
         raise ValueError(f"{path} is not a readable safetensors file: {error}; copy it again") from error
     read = []
@@ -209,8 +209,8 @@ def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]
     }
 
     value, action = network.value, network.action
-    value_video = [block.attn2.keys_values(x) for block, x in zip(value.blocks, flat, strict=True)]
-    action_video = [block.attn2.keys_values(x) for block, x in zip(action.blocks, flat, strict=True)]
+    value_video = [value.keep_video(i, x) for i, x in enumerate(flat)]
+    action_video = [action.keep_video(i, x) for i, x in enumerate(flat)]
 
     def tokens(name: str, scale: float = 1.0) -> ExpertTokens:
         state = given.get("history_action_state") if name == "action" else None
@@ -218,7 +218,7 @@ def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]
 
     out["value"], value_hidden = value.run(tokens("value"), value_video, keep=True)
     out |= {f"value_hidden.{i}": x for i, x in enumerate(value_hidden)}
-    value_keys = [block.attn3.keys_values(x) for block, x in zip(action.blocks, value_hidden, strict=True)]
+    value_keys = action.keep_value(value_hidden)
     out["action"] = action.run(tokens("action"), action_video, value_keys)[0]
     out["action_no_value"] = action.run(tokens("action"), action_video)[0]
     out["action_cached_step"] = action.run(tokens("action", 0.5), action_video, value_keys)[0]
@@ -236,7 +236,9 @@ def _video(
 
 
 def _frozen_value_head(network: WAVTransformer, hidden: Tensor, given: ExpertTokens) -> Tensor:
-    """The value head applied to kept hidden states at another timestep, as the public sampler does after its first step."""
+    """The value head applied to kept hidden states at another timestep, as the public sampler does after its first
+    step.
+    """
     value = network.value
     timesteps = Timesteps.uniform(given.timestep, given.tokens.shape[1])
     return value.head(hidden, value.modulation(timesteps))
@@ -257,14 +259,15 @@ def pipeline(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
         num_steps=settings["planner"]["denoise_steps"],
         max_rows=3,  # a golden run also checks the micro-batches
     )
-    out = {}
+    out: dict[str, Tensor] = {}
     noise = case.group("pipe.plain.noise.")
     video = control.with_memory(noise["video"][None, None])[:, 0]
     out |= _decode(control, "plain", video, noise["value"], noise["action"])
 
     draws = case.group("pipe.plan.noise.")
     explore = settings["planner"]["explore_config"]
-    for name, pairing in (("plan", "reference"), ("planfixed", "matched")):
+    pairings: tuple[tuple[str, Pairing], ...] = (("plan", "reference"), ("planfixed", "matched"))
+    for name, pairing in pairings:
         config = replace(planner_config(explore), pairing=pairing)
         result = plan(control, config, RecordedDraws(tensors=draws))
         for k, seen in enumerate(result.rounds):
@@ -282,7 +285,9 @@ def pipeline(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
 
 
 def _decode(control: ControlStep, name: str, video: Tensor, value: Tensor, action: Tensor) -> dict[str, Tensor]:
-    """Actions as decoded; the value as the public sampler reports it (its head on the hidden states of the first step)."""
+    """Actions as decoded; the value as the public sampler reports it (its head on the hidden states of the first
+    step).
+    """
     decoded = control.decode(video, action_noise=action, value_noise=value)
     kept = control.features(video, value=True, action=False).value
     level = torch.full((1,), 1000.0)

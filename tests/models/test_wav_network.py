@@ -155,11 +155,10 @@ def test_check_6a_joint_call_equals_streams_over_kept_features() -> None:
         modulation = model.video_modulation(timesteps(), VIEWS)
         layers = model.video_layers(tokens, modulation, text(model, keep=True), model.rotation(GRID))
         hidden = [rearrange(x, "b v l d -> b (v l) d") for x in layers]
-        kept = [block.attn2.keys_values(x) for block, x in zip(model.value.blocks, hidden, strict=True)]
+        kept = [model.value.keep_video(i, x) for i, x in enumerate(hidden)]
         got_value, value_hidden = model.value.run(value, kept, keep=True)
-        kept = [block.attn2.keys_values(x) for block, x in zip(model.action.blocks, hidden, strict=True)]
-        value_kept = [block.attn3.keys_values(x) for block, x in zip(model.action.blocks, value_hidden, strict=True)]
-        got_action = model.action.run(action, kept, value_kept)[0]
+        kept = [model.action.keep_video(i, x) for i, x in enumerate(hidden)]
+        got_action = model.action.run(action, kept, model.action.keep_value(value_hidden))[0]
     torch.testing.assert_close(got_value, joint.value, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(got_action, joint.action, atol=1e-6, rtol=1e-6)
 

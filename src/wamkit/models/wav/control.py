@@ -10,6 +10,7 @@ computed once per control step or once per process.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
@@ -122,9 +123,9 @@ class ControlStep:
         for i, x in enumerate(layers):
             hidden = rearrange(x, "b v l d -> b (v l) d")
             if value:
-                kept.value.append(self.network.value.blocks[i].attn2.keys_values(hidden))
+                kept.value.append(self.network.value.keep_video(i, hidden))
             if action:
-                kept.action.append(self.network.action.blocks[i].attn2.keys_values(hidden))
+                kept.action.append(self.network.action.keep_video(i, hidden))
         return kept
 
     @property
@@ -157,7 +158,7 @@ class ControlStep:
             rows = rearrange(video[:, part], "b g v c f h w -> (b g) v c f h w")
             kept = self.features(rows, value=True, action=False).value
             flat = rearrange(noise[:, part], "b g n y z -> (b g n) y z")
-            flat = euler(flat, lambda x, sigma, kept=kept: self._value_velocity(x, sigma, kept), sigmas)
+            flat = euler(flat, partial(self._value_velocity, kept), sigmas)
             curves.append(rearrange(flat, "(b g n) y z -> b g n y z", b=batch, n=samples))
         return torch.cat(curves, dim=1)
 
@@ -179,10 +180,10 @@ class ControlStep:
         value_features = None
         if value_noise is not None:
             first, hidden = self._value_step(value_noise, 1.0, kept.value, keep=True)
-            value_features = self.value_keys(hidden)
+            value_features = network.action.keep_value(hidden)
             if with_value:
                 value = value_noise + (self.sigmas[1] - 1.0) * first
-                value = euler(value, lambda x, sigma: self._value_velocity(x, sigma, kept.value), self.sigmas[1:])
+                value = euler(value, partial(self._value_velocity, kept.value), self.sigmas[1:])
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             given = ExpertTokens(tokens=x, timestep=self._level(sigma), state_token=self.state_token)
@@ -209,17 +210,12 @@ class ControlStep:
         future = euler(to_tokens(video)[..., clean.shape[-2] :, :], velocity, sigmas)
         return to_latents(future, *self.grid[1:])
 
-    def value_keys(self, hidden: list[Tensor]) -> list[KeyValue]:
-        """Project value hidden states for the action expert."""
-        blocks = self.network.action.blocks
-        return [block.attn3.keys_values(x) for block, x in zip(blocks, hidden, strict=True)]
-
     def _value_step(
         self, x: Tensor, sigma: float, kept: list[KeyValue], keep: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         return self.network.value.run(ExpertTokens(tokens=x, timestep=self._level(sigma)), kept, keep=keep)
 
-    def _value_velocity(self, x: Tensor, sigma: float, kept: list[KeyValue]) -> Tensor:
+    def _value_velocity(self, kept: list[KeyValue], x: Tensor, sigma: float) -> Tensor:
         return self._value_step(x, sigma, kept)[0]
 
     def _level(self, sigma: float) -> Tensor:

@@ -7,7 +7,9 @@ reads both in parallel and adds them, and so do we, because checkpoints are trai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +88,11 @@ class ExpertStream:
     scale_shift_table: nn.Parameter
     proj_out: nn.Linear
 
+    @property
+    def layers(self) -> list[ExpertBlock]:
+        """The blocks, typed."""
+        return cast(list[ExpertBlock], list(self.blocks))
+
     def modulation(self, timesteps: Timesteps) -> Modulation:
         """Timestep conditioning of the whole stream."""
         blocks, head = self.time_embed(timesteps.levels)
@@ -114,6 +121,14 @@ class ExpertStream:
             x = x[:, modulation.lengths[0] :]
         return self.proj_out(x)
 
+    def keep_video(self, layer: int, hidden: Float[Tensor, "b l d"]) -> KeyValue:
+        """Project video hidden states of one depth for this expert."""
+        return self.layers[layer].attn2.keys_values(hidden)
+
+    def keep_value(self, hidden: Sequence[Float[Tensor, "b l d"]]) -> list[KeyValue]:
+        """Project the value hidden states of every depth for this (action) expert."""
+        return [block.attn3.keys_values(x) for block, x in zip(self.layers, hidden, strict=True)]
+
     def run(
         self,
         given: ExpertTokens,
@@ -134,7 +149,7 @@ class ExpertStream:
         """
         x, modulation, rotation = self.begin(given)
         hidden = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x = block(x, modulation, rotation, video[i], None if value is None else value[i])
             if keep:
                 hidden.append(x)

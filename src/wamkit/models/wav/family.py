@@ -230,6 +230,7 @@ class WAVControl(ControlStep):
         """
         views, channels, frames, height, width = self.video_shape
         has_value = self.network.config.value is not None
+        value_noise: Tensor | None = None
         if chosen is not None:
             video, value_noise = chosen.video, chosen.value
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,10 @@ class WAVTransformer(nn.Module):
         """The action expert."""
         return self._expert("action", self.config.action)
 
+    @property
+    def _video_blocks(self) -> list[LTXBlock]:
+        return cast(list[LTXBlock], list(self.transformer_blocks))
+
     def read_text(self, text: Float[Tensor, "b t e"], mask: Tensor, keep: bool = False) -> TextContext:
         """Project text embeddings for the video stream.
 
@@ -122,7 +127,7 @@ class WAVTransformer(nn.Module):
         hidden = self.caption_projection(text)
         layers: list = [hidden] * len(self.transformer_blocks)
         if keep:
-            layers = [block.attn2.keys_values(hidden) for block in self.transformer_blocks]
+            layers = [block.attn2.keys_values(hidden) for block in self._video_blocks]
         return TextContext(layers=layers, bias=text_bias(mask, hidden.dtype))
 
     def video_modulation(self, timesteps: Timesteps, num_views: int) -> Modulation:
@@ -148,7 +153,7 @@ class WAVTransformer(nn.Module):
     ) -> Iterator[Float[Tensor, "r v l d"]]:
         """The video stream's hidden states after each block, one layer at a time, so that a caller may drop them."""
         x = self.proj_in(tokens)
-        for block, layer_text in zip(self.transformer_blocks, text.layers, strict=True):
+        for block, layer_text in zip(self._video_blocks, text.layers, strict=True):
             x = block(x, modulation, rotation, layer_text, text.bias)
             yield x
 
@@ -197,8 +202,8 @@ class WAVTransformer(nn.Module):
                 action_x = self.action.blocks[i](action_x, *action_state[1:], features, read)
         return WAVOutput(
             video=self.video_head(x, modulation),
-            value=None if value_state is None else self.value.head(value_x, value_state[1]),
-            action=None if action_state is None else self.action.head(action_x, action_state[1]),
+            value=None if value_state is None or value_x is None else self.value.head(value_x, value_state[1]),
+            action=None if action_state is None or action_x is None else self.action.head(action_x, action_state[1]),
         )
 
 

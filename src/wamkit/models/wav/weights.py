@@ -97,7 +97,8 @@ def load_weights(
     foreign = [key for key in tensors if key not in state]
     if foreign:
         problems.append(f"{len(foreign)} foreign tensors: {_few(foreign)}")
-    resized, wrong = [], []
+    resized: list[str] = []
+    wrong: list[str] = []
     for key in state.keys() & tensors.keys():
         if state[key].shape != tensors[key].shape:
             (resized if key.rsplit(".", 1)[0] in may_resize else wrong).append(key)
