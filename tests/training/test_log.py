@@ -39,6 +39,13 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert positions(path) == ROWS[:1]
 
 
+def test_a_row_that_was_lost_lets_no_later_one_in(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, None, [("see", 1), ("act", 2), ("act", 3)])
+    write(path, ("act", 1), [])
+    assert positions(path) == [("see", 1)]
+
+
 def test_damage_after_the_checkpoint_is_not_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, None, ROWS)

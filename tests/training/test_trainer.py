@@ -255,6 +255,21 @@ def test_the_average_is_the_one_written_down(tmp_path: Path) -> None:
             torch.testing.assert_close(got[name], tensor)
 
 
+def test_the_average_is_what_a_stage_ends_with(tmp_path: Path) -> None:
+    """A longer run of the same stage shows the average after the shorter one's last step."""
+    see = make_stages()[0]
+    model = Regression()
+    run(tmp_path / "four", model=model, stages=[see])
+    run(tmp_path / "five", stages=[dataclasses.replace(see, steps=5)], save_every=4)
+    state = tmp_path / "five" / "checkpoints" / "see-step_4" / "training_state"
+    average = read_weights(state / "average.safetensors")
+    raw = read_weights(state / "network.safetensors")
+    for name, tensor in average.items():
+        assert torch.equal(model.network.state_dict()[name], tensor) and not torch.equal(raw[name], tensor)
+    saved = read_weights(tmp_path / "four" / "checkpoints" / "see-step_4" / "training_state")
+    assert not differing(saved, weights(model))
+
+
 def test_accumulation_averages_gradients(tmp_path: Path) -> None:
     """Two batches of 3 accumulated give the gradient of their mean loss; dropout off, so that it can be recomputed."""
     act = dataclasses.replace(make_stages()[1], steps=1, max_grad_norm=1e9)
