@@ -38,12 +38,14 @@ class Comparison:
         error: largest absolute error; for index sets, how many elements the two sets do not share.
         limit: largest error the tolerance allows at the worst element, or 0 for index sets.
         passed: whether every element is within atol + rtol · |expected|.
+        is_index_set: elite indices, compared as sets.
     """
 
     name: str
     error: float
     limit: float
     passed: bool
+    is_index_set: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def _compare(name: str, got: Tensor | None, expected: Tensor, tolerances: dict[s
         raise ValueError(f"golden tensor {name} is not one this version knows how to produce; update wamkit")
     if not expected.is_floating_point():
         unshared = len(set(got.flatten().tolist()) ^ set(expected.flatten().tolist()))
-        return Comparison(name=name, error=float(unshared), limit=0.0, passed=unshared == 0)
+        return Comparison(name=name, error=float(unshared), limit=0.0, passed=unshared == 0, is_index_set=True)
     if got.numel() != expected.numel():
         raise ValueError(f"golden tensor {name}: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     tolerance = tolerances[name.split("/")[1].split(".")[0]]
