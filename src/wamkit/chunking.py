@@ -17,8 +17,8 @@ class ObservationMemory:
     """The last observations of one robot, encoded, the newest last.
 
     The first observation fills every place. Later ones replace the newest place, until `threshold` actions have been
-    executed since the last shift; then the oldest is dropped and the new one is appended. With threshold 1 the memory is
-    the observations of the last policy calls.
+    executed since the last shift; then the oldest is dropped and the new one is appended. With threshold 1 the memory
+    is the observations of the last policy calls.
 
     Args:
         num_context: places.

@@ -7,6 +7,7 @@ direction; with t = 1 - sigma both are the same up to sign, and weights follow t
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -63,6 +64,6 @@ def euler(
         sigmas: decreasing noise levels, the last one included.
     """
     x = noise.float()
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         x = x + (following - sigma) * predict(x, sigma).float()
     return x

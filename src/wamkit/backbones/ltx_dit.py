@@ -1,7 +1,7 @@
 """The blocks of the LTX-Video diffusion transformer, under its published weight names.
 
-Source: LTX-Video (arXiv 2501.00103), diffusers layout. Activations are `b v l d`: views of one observation stay together,
-so that a block can attend within each view (LTX-Video) or across all of them (Genie-Envisioner, WAV).
+Source: LTX-Video (arXiv 2501.00103), diffusers layout. Activations are `b v l d`: views of one observation stay
+together, so that a block can attend within each view (LTX-Video) or across all of them (Genie-Envisioner, WAV).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class KeyValue:
 class Attention(nn.Module):
     """Attention of the LTX-Video family: biased projections, RMS norm of q and k across heads, rotary before heads.
 
-    Queries may come in more rows than the context: `m` consecutive query rows then share one context row, and are folded
-    into its query axis instead of tiling keys and values.
+    Queries may come in more rows than the context: `m` consecutive query rows then share one context row, and are
+    folded into its query axis instead of tiling keys and values.
 
     Args:
         dim: width of queries and output.

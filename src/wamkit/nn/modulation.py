@@ -109,7 +109,9 @@ def per_run(
     lengths: tuple[int, ...],
     apply: Callable[..., Tensor],
 ) -> Float[Tensor, "*b l d"]:
-    """`apply(x, *parameters)` with each run of tokens seeing its own parameters, by broadcasting instead of gathering."""
+    """`apply(x, *parameters)` with each run of tokens seeing its own parameters, by broadcasting instead of
+    gathering.
+    """
     if len(lengths) in (1, x.shape[-2]):  # one run, or one run per token: shapes already line up
         return apply(x, *parameters)
     pieces = x.split(lengths, dim=-2)
