@@ -1,4 +1,3 @@
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -92,20 +91,16 @@ def test_a_batch_is_a_function_of_seed_and_step(build):
     assert not torch.equal(straight[0].actions, straight[1].actions)
 
 
-def test_prefetching_changes_nothing(build):
+def test_reseeding_shares_the_data_and_changes_the_order(build):
     loader = build()
-    for step, batch in enumerate(loader.iterate(2, 9), start=2):
-        _same(batch, loader.batch(step))
-    assert step == 8
-    assert list(loader.iterate(5, 5)) == []
-    running = threading.active_count()
-    iterator = loader.iterate(0, 1000)
-    next(iterator)
-    iterator.close()
-    assert threading.active_count() == running
+    other = loader.reseeded(batch_size=3, seed=9)
+    assert len(other.batch(0).task) == 3 and len(loader.batch(0).task) != 3
+    _same(loader.reseeded(loader.batch_size, loader.seed).batch(2), loader.batch(2))
+    with pytest.raises(ValueError, match="batch_size >= 1"):
+        loader.reseeded(batch_size=0, seed=0)
 
 
-def test_errors_reach_the_caller_of_iterate(build, episodes, robot):
+def test_a_broken_video_is_named(build, episodes, robot):
     class Broken(MemoryDataset):
         def frames(self, episode, camera, indices):
             if len(list(indices)) > 1:
@@ -114,7 +109,7 @@ def test_errors_reach_the_caller_of_iterate(build, episodes, robot):
 
     loader = build(Broken(episodes, robot), cache_frames=0)
     with pytest.raises(ValueError, match="video ends early"):
-        next(loader.iterate(0, 5))
+        loader.batch(0)
 
 
 def test_decoding_on_demand_gives_the_same_batches(build):

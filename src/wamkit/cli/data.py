@@ -104,10 +104,13 @@ def _stats(options: Stats) -> int:
 
 def _values(options: Values) -> int:
     from wamkit.data.lerobot import LeRobotDataset
-    from wamkit.data.value_labels import label_values
+    from wamkit.data.value_labels import label_values, stored_settings
 
     dataset = LeRobotDataset(options.root)
     settings = _value_settings(options, dataset.robot)
+    if stored_settings(dataset) == settings:
+        print(f"{options.root} already has these {options.kind} values; nothing to do")
+        return 0
     with ProgressBar(f"{options.kind} values", unit="episodes") as bar:
         label_values(dataset, settings, progress=bar.show)
     _write_statistics(options.root)

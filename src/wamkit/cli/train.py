@@ -16,16 +16,9 @@ from wamkit.recipes.run import Run
 
 def _options() -> Any:
     """One sub-command per recipe, with the recipe's settings as defaults."""
-    defaults = {name: _with_paths_missing(recipe()) for name, recipe in RECIPES.items()}
+    defaults = {name: recipe() for name, recipe in RECIPES.items()}
     helps = {name: (recipe.__doc__ or "").split("\n")[0] for name, recipe in RECIPES.items()}
     return tyro.extras.subcommand_type_from_defaults(defaults, helps)
-
-
-def _with_paths_missing(run: Run) -> Run:
-    import dataclasses
-
-    data = dataclasses.replace(run.data, root=tyro.MISSING)
-    return dataclasses.replace(run, data=data, output=tyro.MISSING)
 
 
 if TYPE_CHECKING:

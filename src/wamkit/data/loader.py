@@ -7,9 +7,7 @@ import logging
 import os
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +26,6 @@ from wamkit.types import Batch
 logger = logging.getLogger(__name__)
 
 VALUE_ADVICE = "write it with `wamkit data values`, then compute the statistics again"
-PREFETCH_DEPTH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,20 +177,6 @@ class WindowLoader:
             task=[self._entries[at].task for at in rows.position],
             episode_index=torch.from_numpy(rows.episode),
         )
-
-    def iterate(self, start: int, stop: int, *, need_future: bool = True) -> Iterator[Batch]:
-        """Batches `start` … `stop - 1`, exactly those of `batch`; the next ones are prepared on another thread."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows") as pool:
-            pending: deque[Future[Batch]] = deque()
-            try:
-                for step in range(start, stop + PREFETCH_DEPTH):
-                    if step < stop:
-                        pending.append(pool.submit(self.batch, step, need_future=need_future))
-                    if step >= start + PREFETCH_DEPTH:
-                        yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
 
     def _read_numbers(
         self, action: Normalizer, state: Normalizer, value: ValueTransform | None

@@ -57,6 +57,8 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
             the checkpoint in the output folder.
         FileNotFoundError: no dataset.
     """
+    if run.data.root == Path() or run.output == Path():
+        raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
     dataset = LeRobotDataset(run.data.root)
     robot = _require_fit(run, dataset)
     transforms = _transforms(run, dataset)

@@ -15,7 +15,7 @@ class DataConfig:
     """Which windows of a dataset a model is trained on.
 
     Args:
-        root: LeRobot dataset.
+        root: LeRobot dataset; has to be set.
         pick: how memory frames are chosen; `spaced` as the control loop has them, `random` as published.
         action_offset: 0 pairs an action with the observation recorded beside it, 1 is the published lead of one row.
         first_row: 0 uses every row of an episode, 1 leaves out the first as the published code does.
@@ -23,7 +23,7 @@ class DataConfig:
         normalization: of states and actions.
     """
 
-    root: Path
+    root: Path = Path()
     pick: Literal["random", "uniform", "spaced"] = "spaced"
     action_offset: int = 0
     first_row: int = 0
@@ -37,7 +37,7 @@ class Run:
 
     Args:
         data: dataset and windows.
-        output: run folder; the trained policy ends up in its `policy/`.
+        output: run folder, has to be set; the trained policy ends up in its `policy/`.
         model: sizes and geometry.
         stages: in the order they run.
         execution_horizon: actions of each chunk meant to be run before the policy is asked again.
@@ -46,10 +46,10 @@ class Run:
         device: where the model is trained; `auto` takes a GPU if there is one.
     """
 
-    data: DataConfig
-    output: Path
     model: WAVConfig
     stages: tuple[TrainStage, ...]
+    data: DataConfig = DataConfig()
+    output: Path = Path()
     execution_horizon: int = 8
     seed: int = 0
     save_every: int = 200

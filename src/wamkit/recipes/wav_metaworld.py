@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from wamkit.models.wav import config as wav
 from wamkit.models.wav.config import WAVObjective
-from wamkit.recipes.run import DataConfig, Run
+from wamkit.recipes.run import Run
 from wamkit.training.stage import TrainStage
-
-UNSET = Path()  # the command line and scripts fill in dataset and output
 
 
 def wav_metaworld() -> Run:
@@ -24,8 +21,6 @@ def wav_metaworld() -> Run:
     value = dataclasses.replace(wav.value_only(), memory_noise=0.0, num_draws=2, mask_padding=True)
     action = dataclasses.replace(wav.action_full(), memory_noise=0.0, num_draws=2, mask_padding=True)
     return Run(
-        data=DataConfig(root=UNSET),
-        output=UNSET,
         model=wav.small(),
         stages=(
             _stage("video_only", ("video",), video, steps=120),
@@ -39,8 +34,6 @@ def debug() -> Run:
     """WAV `tiny` for a few steps: a smoke run that takes seconds."""
     steps = 4
     return Run(
-        data=DataConfig(root=UNSET),
-        output=UNSET,
         model=wav.tiny(),
         stages=(
             _stage("video_only", ("video",), wav.video_only(), steps=steps, batch_size=4),

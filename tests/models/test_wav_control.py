@@ -1,0 +1,159 @@
+"""WAV's control step: check 6 of the specification against an uncached computation written as the reference describes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from wamkit.flow import sigma_schedule
+from wamkit.models.wav.control import ControlStep, to_latents, to_tokens
+from wamkit.models.wav.experts import ExpertTokens
+from wamkit.models.wav.model import TextContext, WAVTransformer
+from wamkit.nn.modulation import Timesteps
+from wamkit.planning.cem import plan
+from wamkit.planning.config import WAV
+from wamkit.planning.draws import SeededDraws
+
+from .wav_cases import CONFIG, GRID, NETWORK, VIEWS, generator, network, text
+
+STEPS = 4
+MEMORY = CONFIG.num_context * GRID[1] * GRID[2]
+HORIZON = CONFIG.action_horizon
+
+
+def control_step(model: WAVTransformer, batch: int = 2, **changes: object) -> ControlStep:
+    shape = (batch, VIEWS, NETWORK.latent_channels, CONFIG.num_context, GRID[1], GRID[2])
+    settings = {
+        "memory": torch.randn(shape, generator=generator(11)),
+        "num_future_latents": CONFIG.num_future_latents,
+        "value_length": HORIZON,
+        "text": text(model, rows=batch, keep=True),
+        "state_token": torch.randn(batch, 1, 7, generator=generator(12)),
+        "num_steps": STEPS,
+    }
+    return ControlStep(model, **(settings | changes))  # type: ignore[arg-type]
+
+
+def hidden_states(model: WAVTransformer, video: Tensor, sentence: TextContext) -> list[Tensor]:
+    """Every layer's video hidden states at pure noise, one full forward pass."""
+    told = Timesteps.clean_then(MEMORY, torch.full((len(video),), 1000.0), GRID[0] * GRID[1] * GRID[2] - MEMORY)
+    layers = model.video_layers(to_tokens(video), model.video_modulation(told, VIEWS), sentence, model.rotation(GRID))
+    return [rearrange(x, "b v l d -> b (v l) d") for x in layers]
+
+
+def uncached(model: WAVTransformer, step: ControlStep, video: Tensor, value: Tensor, action: Tensor) -> Tensor:
+    """Actions as the reference computes them: hidden states kept, every projection done again at every step."""
+    sigmas, raw = sigma_schedule(STEPS), text(model, rows=len(video))
+    hidden = hidden_states(model, video, raw)
+    given = ExpertTokens(tokens=value, timestep=torch.full((len(value),), 1000.0))
+    x, modulation, rotation = model.value.begin(given)
+    values = []
+    for block, features in zip(model.value.layers, hidden, strict=True):
+        x = block(x, modulation, rotation, features)
+        values.append(x)
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        told = torch.full((len(action),), 1000.0 * sigma)
+        given = ExpertTokens(tokens=action, timestep=told, state_token=step.state_token)
+        x, modulation, rotation = model.action.begin(given)
+        for block, features, value_features in zip(model.action.layers, hidden, values, strict=True):
+            x = block(x, modulation, rotation, features, value_features)
+        action = action + (following - sigma) * model.action.head(x, modulation)
+    return action
+
+
+def noises(batch: int = 2, *lead: int) -> tuple[Tensor, Tensor, Tensor]:
+    rng = generator(13)
+    shape = (batch, *lead, VIEWS, NETWORK.latent_channels, CONFIG.num_future_latents, GRID[1], GRID[2])
+    return (
+        torch.randn(shape, generator=rng),
+        torch.randn(batch, HORIZON, 5, generator=rng),
+        torch.randn(batch, HORIZON, 7, generator=rng),
+    )
+
+
+def test_check_6b_cached_sampler_equals_the_uncached_one() -> None:
+    model = network()
+    step, (video, value, action) = control_step(model), noises()
+    with torch.no_grad():
+        latents = step.with_memory(video[:, None])[:, 0]
+        got = step.decode(latents, action_noise=action, value_noise=value).actions
+        expected = uncached(model, step, latents, value, action)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_check_6c_actions_read_the_value_features_of_the_first_step() -> None:
+    """Denoising the value further must not change the actions: they read what the first step left."""
+    model = network()
+    step, (video, value, action) = control_step(model), noises()
+    with torch.no_grad():
+        latents = step.with_memory(video[:, None])[:, 0]
+        alone = step.decode(latents, action_noise=action, value_noise=value)
+        both = step.decode(latents, action_noise=action, value_noise=value, with_value=True)
+        other = step.decode(latents, action_noise=action, value_noise=value + 1)
+    assert alone.value is None and both.value is not None
+    assert torch.equal(alone.actions, both.actions)
+    assert (alone.actions - other.actions).abs().max() > 1e-4
+
+
+def test_value_asked_for_is_denoised_properly() -> None:
+    model = network()
+    step, (video, value, action) = control_step(model), noises()
+    with torch.no_grad():
+        latents = step.with_memory(video[:, None])[:, 0]
+        decoded = step.decode(latents, action_noise=action, value_noise=value, with_value=True).value
+        searched = step.values(latents[:, None], value[:, None, None])[:, 0, 0]
+    assert decoded is not None
+    torch.testing.assert_close(decoded, searched, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 6, 64])
+def test_candidates_are_the_same_in_micro_batches_and_tiled(max_rows: int) -> None:
+    """Samples folded over a candidate's kept features equal each sample on its own."""
+    model, groups, samples = network(), 3, 2
+    step = control_step(model, max_rows=max_rows)
+    video = step.with_memory(noises(2, groups)[0])
+    noise = torch.randn(2, groups, samples, HORIZON, 5, generator=generator(14))
+    with torch.no_grad():
+        curves = step.values(video, noise)
+        for group in range(groups):
+            for sample in range(samples):
+                one = step.values(video[:, group : group + 1], noise[:, group : group + 1, sample : sample + 1])
+                torch.testing.assert_close(curves[:, group, sample], one[:, 0, 0], atol=1e-5, rtol=0)
+
+
+def test_planning_a_batch_equals_planning_each_observation() -> None:
+    model = network()
+    config = WAV.__class__(iterations=2, num_videos=4, num_values=2, video_elites=0.5, value_elites=0.25)
+    whole = control_step(model)
+    with torch.no_grad():
+        both = plan(whole, config, SeededDraws(keys=[(0,), (1,)]))
+        for row in range(2):
+            one = slice(row, row + 1)
+            sentence = whole.text
+            kept = [type(kv)(key=kv.key[one], value=kv.value[one]) for kv in sentence.layers]
+            alone = control_step(
+                model,
+                memory=whole.memory[one],
+                text=TextContext(layers=kept, bias=sentence.bias[one]),
+                state_token=whole.state_token[one],
+            )
+            result = plan(alone, config, SeededDraws(keys=[(row,)]))
+            torch.testing.assert_close(result.video, both.video[one], atol=1e-5, rtol=0)
+            torch.testing.assert_close(result.value, both.value[one], atol=1e-5, rtol=0)
+
+
+def test_imagining_holds_memory_clean_and_denoises_the_future() -> None:
+    model = network()
+    step, (video, _, _) = control_step(model), noises()
+    with torch.no_grad():
+        latents = step.with_memory(video[:, None])[:, 0]
+        future = step.imagine(latents)
+        one = step.imagine(latents, num_steps=1)
+    assert future.shape == video.shape and torch.isfinite(future).all()
+    told = Timesteps.clean_then(MEMORY, torch.full((2,), 1000.0), GRID[0] * GRID[1] * GRID[2] - MEMORY)
+    with torch.no_grad():
+        velocity = model(to_tokens(latents), told, text(model), GRID).video
+    expected = video - to_latents(velocity, GRID[1], GRID[2])[..., CONFIG.num_context :, :, :]
+    torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
