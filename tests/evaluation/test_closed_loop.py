@@ -105,23 +105,23 @@ def test_a_killed_evaluation_resumes_to_the_same_results(finished: Path, run_eva
     assert results.tasks == Results.load(finished).tasks
 
 
-def test_more_episodes_add_to_what_is_there(evaluated: Path, run_evaluation: Any, blind_presser: Any) -> None:
-    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
-    results = run_evaluation(evaluated, policy=policy, episodes=5)
-    assert results.overall.trials == 5
-    assert set(policy.generators) == {0}, "one worker is enough for the one episode that is missing"
-    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
-    fewer = run_evaluation(evaluated, policy=policy, episodes=3)
-    assert fewer.overall.layouts == (0, 1, 2)
-    assert policy.batches == [], "everything was there already"
-
-
-def test_an_episode_lost_to_an_error_is_tried_again(evaluated: Path, run_evaluation: Any, finished: Path) -> None:
+def test_lost_episodes_and_further_ones_are_added(
+    finished: Path, evaluated: Path, run_evaluation: Any, blind_presser: Any
+) -> None:
     path = evaluated / "episodes.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0] |= {"success": False, "error": "worker 0 died"}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_evaluation(evaluated).overall == Results.load(finished).overall
+    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
+    results = run_evaluation(evaluated, policy=policy, episodes=5)
+    assert (results.overall.trials, results.overall.errors) == (5, 0)
+    seeds = [generator.initial_seed() for generator in policy.generators.values()]
+    assert sorted(seeds) == sorted([lines[0]["seed"], 4]), "only what was missing is run"
+    assert {key: value for key, value in solved(evaluated).items() if key[1] < 4} == solved(finished)
+    policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
+    fewer = run_evaluation(evaluated, policy=policy, episodes=3)
+    assert fewer.overall.layouts == (0, 1, 2)
+    assert policy.batches == [], "everything was there already"
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,24 @@ def test_another_evaluation_in_the_folder_is_refused(
     assert before == {path: path.read_bytes() for path in sorted(finished.rglob("*")) if path.is_file()}
 
 
-def test_starting_afresh_removes_the_evaluation_and_nothing_else(evaluated: Path, run_evaluation: Any) -> None:
+def test_starting_afresh_replaces_the_evaluation_and_records_both_ends(
+    finished: Path, evaluated: Path, run_evaluation: Any
+) -> None:
     (evaluated / "notes.txt").write_text("mine")
-    results = run_evaluation(evaluated, planner=None, episodes=1, record_episodes=0, resume=False)
-    assert results.policy.planner is None and results.overall.trials == 1
-    assert sorted(path.name for path in evaluated.iterdir()) == [
-        "episodes.jsonl",
-        "notes.txt",
-        "results.json",
-        "run.json",
-    ]
+    before = EpisodeLog(finished).read()
+    unsolved, first_solved = min(before), next(key for key, record in before.items() if record.success)
+    assert not before[unsolved].success, "the first layout should be one that stays unsolved"
+    results = run_evaluation(evaluated, planner=None, record_episodes=1, resume=False)
+    assert results.policy.planner is None and results.overall == Results.load(finished).overall
+    assert {path.name for path in evaluated.iterdir()} == {path.name for path in finished.iterdir()} | {"notes.txt"}
+    again = EpisodeLog(evaluated).read()
+    assert solved(evaluated) == solved(finished)
+    assert {record.session for record in again.values()} == {0}
+    # One episode was to be recorded, and it was not solved: so a solved one is repeated and recorded too.
+    assert {key for key, record in again.items() if record.folder} == {unsolved, first_solved}
+    assert not again[first_solved].recorded, "its calls were timed before it was recorded"
+    assert Trace.load(evaluated / str(again[first_solved].folder) / "trace.npz").is_success
+    assert len(list((evaluated / "episodes").iterdir())) == 2, "the earlier recordings are gone"
 
 
 def test_a_policy_that_does_not_fit_leaves_no_folder(tmp_path: Path, run_evaluation: Any, blind_presser: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -79,7 +80,8 @@ def evaluate(
         tasks: some of the protocol's tasks; empty means all.
         episodes: episodes per task and seed; by default the protocol's number.
         workers: simulator processes; by default one per core, at most one per episode.
-        record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on.
+        record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on. When all
+            of them end alike, solved or not, one that ended the other way is repeated and recorded too.
         num_groups: groups of workers that are served in turn, see `rollout`; at most one per worker.
         retries: how often an episode is started again when its simulator died.
         resume: keep what the folder holds; `False` removes an earlier evaluation there first.
@@ -97,12 +99,11 @@ def evaluate(
     requests = protocol.requests(tasks=tasks, episodes=episodes)
     protocol.require_robot(policy.spec.robot)
     horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
-    if not resume:
-        _remove_evaluation(out)
     log = EpisodeLog(out)
     run = _describe_run(protocol, horizon, identity)
-    _require_same_run(out, run)
-    records = log.read()
+    if resume:
+        _require_same_run(out, run)
+    records = log.read() if resume else {}
     missing = [request for request in requests if not _is_finished(records, request)]
     if missing:
         session = 1 + max((record.session for record in records.values()), default=-1)
@@ -114,18 +115,20 @@ def evaluate(
             WorkerPool(factory, num_workers=num_workers) as pool,
             _Tally(protocol.title, len(requests), finished, is_visible=progress) as tally,
         ):
-            outcomes = rollout(
+            roll = functools.partial(
+                rollout,
                 policy,
                 pool,
-                missing,
                 max_steps=protocol.max_steps,
                 execution_horizon=horizon,
-                record=[index for index, request in enumerate(missing) if _key(request) in wanted],
                 retries=retries,
                 num_groups=min(num_groups, num_workers),
-                on_steps=tally.count_steps,
             )
+            chosen = [index for index, request in enumerate(missing) if _key(request) in wanted]
+            outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
             # Policy and environment fit each other: from here on the folder is this evaluation's.
+            if not resume:
+                _remove_evaluation(out)
             _claim_folder(out, run, _machine(num_workers))
             for outcome in outcomes:
                 folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
@@ -133,6 +136,13 @@ def evaluate(
                 log.append(record)
                 records[record.key] = record
                 tally.add(record)
+            # Where all recorded episodes ended alike, an example of the other end is repeated and recorded.
+            examples = _examples([records[_key(request)] for request in requests])
+            for outcome in roll(examples, record=range(len(examples))):
+                record = records[_key(outcome.request)]
+                if (outcome.success, outcome.steps) == (record.success, record.steps):
+                    folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
+                    log.append(dataclasses.replace(record, folder=folder))
     asked = [records[_key(request)] for request in requests]
     names = dict.fromkeys(record.task for record in asked)
     results = Results(
@@ -261,6 +271,21 @@ def _first_of_each_task(requests: Sequence[EpisodeRequest], count: int) -> set[E
         if len(keys) < count:
             keys.append(_key(request))
     return {key for keys in chosen.values() for key in keys}
+
+
+def _examples(records: Sequence[EpisodeRecord]) -> list[EpisodeRequest]:
+    """One unrecorded episode of each task whose end, solved or not, no recorded episode shows."""
+    examples: dict[tuple[str, bool], EpisodeRecord] = {}
+    shown = {(record.task, record.success) for record in records if record.folder}
+    tasks = {task for task, _ in shown}  # where nothing was to be recorded, nothing is
+    for record in records:
+        kind = (record.task, record.success)
+        if record.task in tasks and kind not in shown and record.error is None:
+            examples.setdefault(kind, record)
+    return [
+        EpisodeRequest(task=record.task, layout=record.layout, layout_seed=record.layout_seed, seed=record.seed)
+        for record in examples.values()
+    ]
 
 
 def _record(outcome: EpisodeOutcome, *, session: int, elapsed: float, folder: str | None) -> EpisodeRecord:

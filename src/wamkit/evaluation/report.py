@@ -73,7 +73,7 @@ def _header(evaluations: Sequence[Evaluation]) -> str:
         [
             (
                 "Policy",
-                _each([f"{escape(r.policy.name)} <code>{escape(r.policy.fingerprint)}</code>" for r in results]),
+                _each([f"{escape(r.policy.name)} <code>{escape(r.policy.fingerprint[:12])}</code>" for r in results]),
             ),
             ("Protocol", _each([escape(r.protocol) for r in results])),
             ("Robot", _each([escape(r.robot) for r in results])),

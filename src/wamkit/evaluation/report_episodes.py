@@ -14,7 +14,7 @@ from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import VIDEO_FILE, EpisodeRecord
 from wamkit.trace import CallTrace, Trace
 
-MAX_STRIP_FRAMES = 8
+MAX_STRIP_FRAMES = 9
 MAX_STRIP_CALLS = 4
 
 
@@ -184,7 +184,7 @@ def _value_chart(trace: Trace) -> str:
     ]
     lines.append(
         Line(
-            x=[call.step for call in calls],
+            x=[call.step + 1 for call in calls],
             y=[float(call.value[0]) for call in calls if call.value is not None],
             dots=True,
         )

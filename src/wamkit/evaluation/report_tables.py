@@ -11,6 +11,8 @@ from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import Results, TaskScore
 from wamkit.evaluation.statistics import compare_paired
 
+Cell = tuple[str, str]  # heading of its column, HTML
+
 
 def success_tables(evaluations: Sequence[Evaluation]) -> str:
     """One table per protocol; rows of different protocols never share a table."""
@@ -36,67 +38,68 @@ def success_tables(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _success_table(protocol: str, rows: Sequence[Evaluation]) -> str:
-    several_tasks = len({task for row in rows for task in row.results.tasks}) > 1
-    head = ["", "Solved", "Rate and interval", "Steps", "Policy call"] + (["Paired"] if len(rows) > 1 else [])
-    body = []
+    labels = [row.label for row in rows]
+    overall = []
     for row in rows:
-        body.append(_success_row(row, row.results.overall, rows[0], None, len(rows) > 1))
-    table = (
-        f'<table class="wide"><caption>{escape(protocol)}</caption><thead><tr>'
-        + "".join(f'<th scope="col">{name}</th>' for name in head)
-        + f"</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    )
-    if not several_tasks:
+        # The folder's name tells apart what the planner does not.
+        notes = [row.settings, row.folder.name if labels.count(row.label) > 1 else ""]
+        cells = [_name(row.label, notes), *_score(row.results.overall), _policy_call(row.results)]
+        overall.append(cells + _pairing(row, rows, None))
+    table = _table(overall, caption=protocol)
+    tasks = list(dict.fromkeys(task for row in rows for task in row.results.tasks))
+    if len(tasks) == 1:
         return table
-    by_task = "".join(
-        _success_row(row, row.results.tasks[task], rows[0], task, len(rows) > 1)
-        for task in dict.fromkeys(task for row in rows for task in row.results.tasks)
+    each = [
+        [_name(f"{task}, {row.label}", []), *_score(row.results.tasks[task]), *_pairing(row, rows, task)]
+        for task in tasks
         for row in rows
         if task in row.results.tasks
-    )
-    heads = "".join(f'<th scope="col">{name}</th>' for name in head)
-    return table + folded(
-        "Each task", f'<table class="wide"><thead><tr>{heads}</tr></thead><tbody>{by_task}</tbody></table>'
-    )
-
-
-def _success_row(row: Evaluation, score: TaskScore, first: Evaluation, task: str | None, is_paired: bool) -> str:
-    results, latency = row.results, row.results.latency
-    low, high = score.interval
-    rate = "none finished" if score.rate is None else percent(score.rate)
-    spoken = f"{rate}, interval from {percent(low)} to {percent(high)}"
-    lost = f"<small>{score.errors} lost to simulator errors</small>" if score.errors else ""
-    name = row.label if task is None else f"{task}, {row.label}"
-    notes = [row.settings if task is None else "", row.folder.name]
-    cells = [
-        ("Solved", f'<span><span class="big">{score.successes} / {score.trials}</span>{lost}</span>'),
-        (
-            "Rate",
-            f'<span><span class="big">{rate}</span> <span class="soft">{percent(low)} to {percent(high)}</span>'
-            f"{interval_bar(score.rate, low, high, spoken)}</span>",
-        ),
-        (
-            "Steps",
-            f"<span>{_number(score.mean_steps)}<small>solved: {_number(score.mean_success_steps)}</small></span>",
-        ),
     ]
-    if task is None:
-        batch = f"batches of {_number(latency.mean_batch_size)}, every {results.execution_horizon} steps"
-        recording = "<small>measured while recording</small>" if latency.while_recording else ""
-        cells.append(
-            (
-                "Policy call",
-                f"<span>{_milliseconds(latency.median_seconds)} median<small>{_milliseconds(latency.p95_seconds)} p95, "
-                f"{batch}</small>{recording}</span>",
-            )
-        )
-    else:
-        cells.append(("Policy call", "<span>as above</span>"))
-    if is_paired:
-        cells.append(("Paired", f"<span>{_paired(row, first, task)}</span>"))
-    small = "".join(f"<small>{escape(note)}</small>" for note in notes if note)
-    data = "".join(f'<td data-label="{label}">{content}</td>' for label, content in cells)
-    return f'<tr><th scope="row">{escape(name)}{small}</th>{data}</tr>'
+    return table + folded("Each task", _table(each))
+
+
+def _table(rows: Sequence[Sequence[Cell]], caption: str = "") -> str:
+    """A table whose rows become blocks on a narrow screen; the first cell of a row names it."""
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading, _ in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f'<td data-label="{escape(heading)}"><span>{content}</span></td>' for heading, content in cells)
+        + "</tr>"
+        for (_, name), *cells in rows
+    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<table class="wide">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _name(name: str, notes: Sequence[str]) -> Cell:
+    return "", escape(name) + "".join(f"<small>{escape(note)}</small>" for note in notes if note)
+
+
+def _score(score: TaskScore) -> list[Cell]:
+    low, high = map(percent, score.interval)
+    rate = "none finished" if score.rate is None else percent(score.rate)
+    bar = interval_bar(score.rate, *score.interval, f"{rate}, interval from {low} to {high}")
+    lost = f"<small>{score.errors} lost to simulator errors</small>" if score.errors else ""
+    return [
+        ("Solved", f'<span class="big">{score.successes} / {score.trials}</span>{lost}'),
+        ("Rate, 95 %", f'<span class="big">{rate}</span> <span class="soft whole">{low} to {high}</span>{bar}'),
+        ("Steps", f"{_number(score.mean_steps)}<small>solved: {_number(score.mean_success_steps)}</small>"),
+    ]
+
+
+def _policy_call(results: Results) -> Cell:
+    latency = results.latency
+    lines = [
+        f"{_milliseconds(latency.p95_seconds)} p95, every {results.execution_horizon} steps",
+        f"for {_number(latency.mean_batch_size)} robots at once",
+        "measured while recording" if latency.while_recording else "",
+    ]
+    small = "".join(f"<small>{line}</small>" for line in lines if line)
+    return "Policy call", f"{_milliseconds(latency.median_seconds)} median{small}"
+
+
+def _pairing(row: Evaluation, rows: Sequence[Evaluation], task: str | None) -> list[Cell]:
+    return [("Paired", _paired(row, rows[0], task))] if len(rows) > 1 else []
 
 
 def _paired(row: Evaluation, first: Evaluation, task: str | None) -> str:
