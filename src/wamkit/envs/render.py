@@ -35,7 +35,7 @@ def apply_rendering(model: Any, rendering: Rendering, height: int, width: int) -
 
     `low_cost` drops shadows (a 4096-pixel shadow map is most of the stock cost), reflections and 4x multisampling, and
     makes the off-screen buffer as small as the picture. `OffscreenRenderer.load` also draws the robot's meshes as
-    finely as the picture can show. About twenty times faster than `stock` on a CPU at 64 pixels. The look is part of
+    finely as the picture can show. About thirty times faster than `stock` on a CPU at 64 pixels. The look is part of
     the observation: its name is in `RobotSpec.rendering`.
     """
     if rendering == "low_cost":
