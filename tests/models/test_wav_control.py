@@ -1,6 +1,9 @@
-"""WAV's control step: check 6 of the specification against an uncached computation written as the reference describes."""
+"""WAV's control step: check 6 of the specification against an uncached computation written as the reference
+describes."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +56,7 @@ def uncached(model: WAVTransformer, step: ControlStep, video: Tensor, value: Ten
     for block, features in zip(model.value.layers, hidden, strict=True):
         x = block(x, modulation, rotation, features)
         values.append(x)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         told = torch.full((len(action),), 1000.0 * sigma)
         given = ExpertTokens(tokens=action, timestep=told, state_token=step.state_token)
         x, modulation, rotation = model.action.begin(given)

@@ -94,6 +94,30 @@ def test_value_loss_in_the_action_stage_keeps_the_pure_row_apart() -> None:
     assert stage.given_action.tokens.shape[0] == 6
 
 
+def test_some_rows_may_go_on_imagining_while_the_others_act() -> None:
+    objective = dataclasses.replace(wav.action_full(), video_weight=1.0, video_share=1 / 3)
+    assert objective.needs_future
+    stage = _told(objective)
+    assert stage.timesteps.levels[0, 1] < 1000 and torch.equal(stage.timesteps.levels[1:, 1], torch.full((2,), 1000.0))
+
+    def parts(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+        batch = dataclasses.replace(encoded_batch(), **changes)
+        return losses(network(), CONFIG, batch, objective, generator())[1]
+
+    batch, plain = encoded_batch(), parts()
+    assert set(plain) == {"video_loss", "action_loss"}
+    for name, rows in (("actions", slice(1)), ("future", slice(1, None))):
+        moved = getattr(batch, name).clone()
+        moved[rows] += 5
+        changed = parts(**{name: moved})
+        # row 0 carries only the video loss, rows 1 and 2 only the action loss
+        unmoved = "action_loss" if name == "actions" else "video_loss"
+        torch.testing.assert_close(changed[unmoved], plain[unmoved])
+    for wrong in ({"video_weight": 1.0}, {"video_share": 0.5}, {"video_share": 1.0, "video_weight": 1.0}):
+        with pytest.raises(ValueError, match="video_share"):
+            dataclasses.replace(wav.action_full(), **wrong)
+
+
 def test_padding_can_be_left_out_of_the_loss() -> None:
     batch, objective = encoded_batch(), dataclasses.replace(wav.action_full(), mask_padding=True)
     padded = batch.is_padded.clone()

@@ -272,6 +272,9 @@ class WAVObjective:
         value_weight: weight of the value loss.
         action_weight: weight of the action loss; 0 skips the action expert.
         noisy_video: future video is pure noise (sigma 1), as it is at control time.
+        video_share: with `noisy_video`, share of each batch whose future is noised as in video training instead; these
+            rows carry the video loss and the others the expert losses, so that a stage that moves the video stream by
+            the action loss does not forget how to imagine.
         pure_value: the value tokens that the action expert reads are pure noise, as they are at control time.
         memory_noise: memory frames are perturbed by up to this fraction of noise (`noise_to_first_frame`).
         caption_dropout: probability of replacing a task sentence by the empty one.
@@ -285,6 +288,7 @@ class WAVObjective:
     value_weight: float = 0.0
     action_weight: float = 0.0
     noisy_video: bool = False
+    video_share: float = 0.0
     pure_value: bool = False
     memory_noise: float = 0.0
     caption_dropout: float = 0.0
@@ -295,17 +299,22 @@ class WAVObjective:
     def __post_init__(self) -> None:
         if self.video_weight == self.value_weight == self.action_weight == 0:
             raise ValueError("expected at least one of video_weight, value_weight and action_weight above 0, got all 0")
-        if self.noisy_video and self.video_weight:
+        if not 0 <= self.video_share < 1:
+            raise ValueError(f"expected video_share in [0, 1), got {self.video_share}")
+        if self.noisy_video and bool(self.video_weight) != bool(self.video_share):
             raise ValueError(
-                "noisy_video replaces the future by pure noise, so there is no video target; set video_weight=0"
+                "noisy_video replaces the future by pure noise, except in the rows of video_share; set video_weight "
+                f"and video_share together, got {self.video_weight} and {self.video_share}"
             )
+        if self.video_share and not self.noisy_video:
+            raise ValueError("video_share has no effect without noisy_video; leave it at 0")
         if self.num_draws < 1:
             raise ValueError(f"expected num_draws of 1 or more, got {self.num_draws}")
 
     @property
     def needs_future(self) -> bool:
         """Whether future frames are read; pure noise replaces them otherwise."""
-        return not self.noisy_video
+        return not self.noisy_video or self.video_share > 0
 
 
 def video_only() -> WAVObjective:

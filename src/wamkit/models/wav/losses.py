@@ -112,10 +112,12 @@ def losses(
     rows, device = len(batch.memory), batch.memory.device
     sigma_video, told_video = draw_sigma(rows, generator)
     shared = (sigma_video, told_video)  # the action stream has the same u1
+    imagines = torch.ones(rows, dtype=torch.bool)  # rows whose future is partly there: they carry the video loss
     if objective.noisy_video:
-        sigma_video = torch.ones(rows)
+        imagines[round(rows * objective.video_share) :] = False
+        sigma_video = torch.where(imagines, sigma_video, 1.0)
         if not (objective.reference_timesteps and objective.action_weight == 0):
-            told_video = torch.full((rows,), 1000.0)
+            told_video = torch.where(imagines, told_video, 1000.0)
 
     tokens, video_target = _noisy_video(config, batch, objective, sigma_video.to(device), generator)
     area = config.grid[1] * config.grid[2]
@@ -134,9 +136,12 @@ def losses(
         action=None if action is None else action.tokens,
     )
     parts: dict[str, Tensor] = {}
-    if video_target is not None:
-        parts["video"] = video_loss(output.video, video_target, num_memory)
+    if video_target is not None and objective.video_weight:
+        own = imagines.to(device)
+        parts["video"] = video_loss(output.video[own], video_target[own], num_memory)
     keep = ~batch.is_padded if objective.mask_padding else torch.ones_like(batch.is_padded)
+    if objective.video_share:
+        keep = keep & ~imagines.to(device)[:, None]
     if value is not None and objective.value_weight:
         predicted = output.value.unflatten(0, (rows, -1))[:, value.skipped :].flatten(0, 1)
         parts["value"] = _masked_mean((predicted - value.target).float().square(), keep)
@@ -156,7 +161,7 @@ def _noisy_video(
     memory_noise = _noise(memory.shape, generator, memory)
     noise = _noise((*memory.shape[:3], config.num_future_latents, *memory.shape[4:]), generator, memory)
     perturbed = to_tokens(perturb_memory(memory, memory_noise, sigma, share))
-    if objective.noisy_video:
+    if not objective.needs_future:
         return torch.cat((perturbed, to_tokens(noise)), dim=-2), None
     if batch.future is None:
         raise ValueError("this stage reads future frames, but the batch has none; set needs_future=True on the stage")

@@ -1,0 +1,184 @@
+"""A policy in closed loop: memory, randomness, units, and what it refuses; on WAV `tiny` with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wamkit.checkpoint import read_policy
+from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
+from wamkit.codecs.text_hash import HashedTextEncoder
+from wamkit.data.stats import feature_statistics
+from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
+from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.models.wav import config as wav
+from wamkit.models.wav.family import WAV
+from wamkit.planning.config import SHRINK_ONLY, PlannerConfig
+from wamkit.planning.config import WAV as WAV_PRESET
+from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.spec import PolicySpec
+from wamkit.types import ActingPolicy, ActionChunk
+
+CONFIG = wav.tiny(action_dim=3, state_dim=3)
+PLANNER = dataclasses.replace(WAV_PRESET, iterations=2, num_videos=4, num_values=2, value_elites=0.25)
+EPISODE = synthetic_episodes(1, length=30)[0]
+VIDEO = torch.from_numpy(np.stack([EPISODE.video["front"], EPISODE.video["wrist"]], axis=1))  # rows, views, h, w, c
+
+
+def make_policy(planner: PlannerConfig | None = None, seed: int = 0) -> Policy:
+    frames, clips = VIDEO.flatten(0, 1), VIDEO[:27].unflatten(0, (3, 9)).transpose(1, 2).flatten(0, 1)
+    codec = PatchCodec.fit(
+        frames, clips, config=PatchCodecConfig(channels=8), generator=torch.Generator().manual_seed(0)
+    )
+    torch.manual_seed(seed)
+    text = HashedTextEncoder(width=CONFIG.network.text_width, length=CONFIG.codec.text_length)
+    model = WAV.build(CONFIG, codec, text)
+    model.network.eval()
+    values = np.random.default_rng(0).normal(3, 2, size=(30, 10)).astype(np.float32)
+    transforms = Transforms(
+        state=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.state)),
+        action=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.actions)),
+        value=ValueTransform.from_statistics(feature_statistics(values)),
+    )
+    spec = PolicySpec(
+        family="wav",
+        robot=synthetic_robot(),
+        num_context=CONFIG.num_context,
+        action_horizon=CONFIG.action_horizon,
+        execution_horizon=4,
+        normalization="minmax",
+    )
+    return Policy(model, spec, transforms, planner=planner, num_steps=3)
+
+
+def act(policy: Policy, slots: list[int], rows: list[int], executed: int = 0, record: bool = False) -> ActionChunk:
+    return policy.act(
+        slots,
+        video=VIDEO[rows],
+        state=torch.from_numpy(EPISODE.state[rows]),
+        task=[EPISODE.task] * len(slots),
+        executed=[executed] * len(slots),
+        record=record,
+    )
+
+
+def run(policy: Policy, slots: list[int], seeds: list[int], calls: int = 3) -> list[torch.Tensor]:
+    policy.reset(slots, seeds=seeds)
+    return [act(policy, slots, [4 * call + slot for slot in slots], executed=4).actions for call in range(calls)]
+
+
+@pytest.mark.parametrize("planner", [None, PLANNER, dataclasses.replace(SHRINK_ONLY, iterations=2, num_videos=4)])
+def test_an_episode_does_not_depend_on_its_neighbours(planner: PlannerConfig | None) -> None:
+    policy = make_policy(planner)
+    assert isinstance(policy, ActingPolicy)
+    together = run(policy, [0, 1, 2], [10, 11, 12])
+    for slot in range(3):
+        alone = run(policy, [slot], [10 + slot])
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], all_of_them[slot], atol=1e-5, rtol=1e-5)
+
+
+def test_draws_follow_from_the_seed_and_the_step() -> None:
+    policy = make_policy()
+    first, again, other = run(policy, [0], [3]), run(policy, [0], [3]), run(policy, [0], [4])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.allclose(first[0], other[0])
+    policy.reset([0], seeds=[3])
+    same_row = [act(policy, [0], [0]).actions for _ in range(2)]
+    assert not torch.allclose(same_row[0], same_row[1]), "each control step has noise of its own"
+
+
+def test_memory_changes_what_is_done_and_reset_clears_it() -> None:
+    policy = make_policy()
+    policy.reset([0, 1], seeds=[1, 1])
+    act(policy, [0, 1], [0, 20])
+    differing = act(policy, [0, 1], [10, 10], executed=4).actions
+    assert not torch.allclose(differing[0], differing[1], atol=1e-6)
+    policy.reset([0, 1], seeds=[1, 1])
+    fresh = act(policy, [0, 1], [10, 10]).actions
+    torch.testing.assert_close(fresh[0], fresh[1], atol=1e-6, rtol=1e-6)
+
+
+def test_recording_tells_what_was_imagined_and_changes_no_action() -> None:
+    policy = make_policy(PLANNER)
+    policy.reset([0], seeds=[5])
+    plain = act(policy, [0], [7])
+    policy.reset([0], seeds=[5])
+    recorded = act(policy, [0], [7], record=True)
+    assert torch.equal(plain.actions, recorded.actions) and plain.imagined is None
+    imagined = recorded.imagined
+    assert imagined is not None and imagined.video is not None and imagined.value is not None
+    assert imagined.video.shape == (1, 2, 9, 32, 32, 3) and imagined.video.dtype == torch.uint8
+    assert imagined.video_steps == tuple(range(1, 10))
+    assert imagined.value.shape == (1, CONFIG.action_horizon)
+    assert imagined.scores is not None and imagined.scores.shape == (1, 2, 8)
+    assert set(recorded.timing) == {"encode", "plan", "act"} and min(recorded.timing.values()) >= 0
+
+
+def test_actions_leave_in_physical_units() -> None:
+    """Widening the statistics of the action widens the action by as much."""
+    policy, wide = make_policy(), make_policy()
+    normalizer = wide.transforms.action
+    doubled = dataclasses.replace(
+        normalizer, q01=tuple(2 * x for x in normalizer.q01), q99=tuple(2 * x for x in normalizer.q99), epsilon=2e-6
+    )
+    wide.transforms = dataclasses.replace(wide.transforms, action=doubled)
+    ours, theirs = run(policy, [0], [0], calls=1)[0], run(wide, [0], [0], calls=1)[0]
+    torch.testing.assert_close(theirs, 2 * ours, atol=1e-5, rtol=1e-4)
+
+
+def test_a_policy_comes_back_from_its_folder(tmp_path: Path) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "policy", config=CONFIG.to_dict(), training={"seed": 0})
+    loaded = load_policy(tmp_path / "policy", num_steps=3, planner=None)
+    assert loaded.spec == policy.spec and loaded.transforms == policy.transforms
+    assert loaded.fingerprint == read_policy(tmp_path / "policy").fingerprint != ""
+    for ours, theirs in zip(run(policy, [0], [2]), run(loaded, [0], [2]), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_wrong_input_is_explained() -> None:
+    policy = make_policy()
+    with pytest.raises(ValueError, match=r"slots \[0\] have no episode; call reset"):
+        act(policy, [0], [0])
+    policy.reset([0], seeds=[0])
+    good = {"video": VIDEO[:1], "state": torch.zeros(1, 3), "task": ["go"], "executed": [0]}
+    for change, message in (
+        ({"video": VIDEO[:1, :1]}, r"cameras front, wrist\), got \(1, 1, 32, 32, 3\)"),
+        ({"video": VIDEO[:1, :, :16]}, r"got \(1, 2, 16, 32, 3\)"),
+        ({"state": torch.zeros(1, 4)}, r"expected state of shape \(1, 3\) \(x, y, gripper_opening\), got \(1, 4\)"),
+        ({"state": torch.tensor([[0.0, float("nan"), 0.0]])}, "finite states"),
+        ({"executed": [-1]}, "0 or more, got -1"),
+    ):
+        policy.reset([0], seeds=[0])
+        policy.act([0], **good)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            policy.act([0], **(good | change))  # type: ignore[arg-type]
+
+
+def test_a_folder_with_foreign_or_missing_tensors_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make_policy().save(tmp_path / "policy", config=CONFIG.to_dict(), training={})
+    file = tmp_path / "policy" / "model.safetensors"
+    tensors = load_file(file)
+    for change, message in (
+        ({"proj_in.weight": None}, "missing 1 of .*proj_in.weight"),
+        ({"stranger": torch.zeros(1)}, "1 foreign tensors: stranger"),
+        ({"proj_in.weight": torch.zeros(2, 2)}, "proj_in.weight: expected shape"),
+    ):
+        save_file({key: value for key, value in (tensors | change).items() if value is not None}, file)
+        with pytest.raises(ValueError, match=message):
+            load_policy(tmp_path / "policy")
+    save_file(tensors, file)
+    statistics = tmp_path / "policy" / "statistics.json"
+    kept = json.loads(statistics.read_text())
+    del kept["action"]
+    statistics.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"statistics\.json: expected the keys state, action and value"):
+        load_policy(tmp_path / "policy")
