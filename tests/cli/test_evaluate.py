@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wamkit.cli.evaluate import Options, make_factory, run
+from wamkit.cli.evaluate import Options, make_factory, run, warn_about_versions
 from wamkit.cli.planner import PlannerOptions
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.protocol import get_protocol
@@ -66,6 +66,13 @@ def test_the_simulator_shows_what_the_policy_saw() -> None:
     assert make_factory(get_protocol("metaworld/v1"), wanted.robot) == wanted
     stock = MetaWorldFactory(rendering="stock")
     assert make_factory(get_protocol("metaworld/v1", rendering="mujoco-stock"), stock.robot) == stock
+
+
+def test_another_simulator_than_in_training_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    here = {"mujoco": "3.9.0", "metaworld": "3.1.1", "torch": "2.9"}
+    warn_about_versions({"mujoco": "3.3.0", "metaworld": "3.1.1", "torch": "2.8"}, here)
+    (record,) = caplog.records
+    assert "mujoco 3.3.0, but 3.9.0 is installed here" in record.getMessage()
 
 
 def test_simulators_that_cannot_show_it_are_named() -> None:

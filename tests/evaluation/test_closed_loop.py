@@ -89,7 +89,7 @@ def test_a_killed_evaluation_resumes_to_the_same_results(finished: Path, run_eva
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(shared), str(tmp_path)], env=environment)
     log = EpisodeLog(tmp_path)
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 240
     while not (log.path.is_file() and log.path.read_text().count("\n") >= 2):
         assert process.poll() is None, "the evaluation ended before it was killed"
         assert time.monotonic() < limit

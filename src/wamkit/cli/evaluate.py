@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from wamkit.evaluation.protocol import Protocol
     from wamkit.evaluation.results import Results, TaskScore
     from wamkit.spec import RobotSpec
+
+SIMULATORS = ("metaworld", "mujoco", "robosuite", "hf-libero")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,8 @@ def run(options: Options) -> int:
 
     import torch
 
-    from wamkit.evaluation.closed_loop import evaluate
+    from wamkit.checkpoint import read_policy
+    from wamkit.evaluation.closed_loop import evaluate, package_versions
     from wamkit.evaluation.results import PolicyIdentity
     from wamkit.policy import load_policy
 
@@ -88,13 +95,14 @@ def run(options: Options) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(options.policy, device=device, planner=planner, num_steps=options.num_steps)
+    warn_about_versions(read_policy(options.policy).training.get("versions", {}), package_versions())
     settings = {key: value for key, value in policy.settings.items() if key != "planner"}
     results = evaluate(
         policy,
         protocol,
         make_factory(protocol, policy.spec.robot),
         identity=PolicyIdentity(
-            name=options.policy.resolve().name,
+            name="/".join(options.policy.resolve().parts[-2:]),
             fingerprint=policy.fingerprint,
             planner=options.planning.describe(),
             details={"family": policy.spec.family, **settings},
@@ -138,6 +146,18 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
     return suite_factory(protocol.suite)(
         cameras=robot.camera_names, height=height, width=width, rendering=settings[protocol.rendering]
     )
+
+
+def warn_about_versions(trained: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Say which simulator packages are not those that the policy was trained beside; scores depend on them."""
+    for name in SIMULATORS:
+        if name in trained and name in here and trained[name] != here[name]:
+            logger.warning(
+                "the policy was trained beside %s %s, but %s is installed here; pictures and physics may differ",
+                name,
+                trained[name],
+                here[name],
+            )
 
 
 def _table(results: Results) -> str:

@@ -207,7 +207,7 @@ def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) ->
         "fingerprint": identity.fingerprint,
         "planner": identity.planner,
         "details": identity.details,
-        "versions": _versions(),
+        "versions": package_versions(),
         "gl_backend": choose_backend(),
     }
     read_back: dict[str, Any] = json.loads(json.dumps(run))
@@ -318,7 +318,8 @@ def _write_recording(out: Path, outcome: EpisodeOutcome, control_hz: float) -> s
     return name
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of wamkit, Python and whatever of torch, numpy and the simulators is installed."""
     found = {"wamkit": wamkit.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -42,7 +42,8 @@ class Evaluation:
 
     def recorded(self) -> list[EpisodeRecord]:
         """Recorded episodes, solved and unsolved taking turns, so that a choice from the front shows both."""
-        kept = [record for record in self.records if record.folder and (self.folder / record.folder).is_dir()]
+        ordered = sorted(self.records, key=lambda record: record.key)
+        kept = [record for record in ordered if record.folder and (self.folder / record.folder).is_dir()]
         groups = [[r for r in kept if r.success], [r for r in kept if not r.success]]
         return [group[i] for i in range(max(map(len, groups), default=0)) for group in groups if i < len(group)]
 
