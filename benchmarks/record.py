@@ -2,8 +2,8 @@
 
     python benchmarks/record.py --episodes 6 --output results/record/results.json
 
-Two cameras of 64 px, drawer-open, one simulator, everything (physics, demonstrator, rendering, encoding, writing) pinned
-to one core. Start-up is left out: each side records one episode before the clock starts. Prints `ratio NAME VALUE` lines.
+Two cameras of 64 px, drawer-open, one simulator; physics, demonstrator, rendering, encoding and writing all pinned to
+one core. Start-up is left out: each side records one episode before the clock starts. Prints `ratio NAME VALUE`.
 """
 
 from __future__ import annotations
