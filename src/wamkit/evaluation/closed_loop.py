@@ -225,18 +225,20 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
         if (out / EPISODES_FILE).is_file():
             raise ValueError(
                 f"{out} holds {EPISODES_FILE} without {RUN_FILE}, so whose episodes they are is unknown; use another "
-                "folder, or start afresh (resume=False)"
+                "folder, or start afresh (--fresh, resume=False)"
             )
         return
     try:
         before = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); use another folder, or start afresh (resume=False)") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); use another folder, or start afresh (--fresh, resume=False)"
+        ) from error
     different = [key for key in run if run[key] != before.get(key)]
     if different:
         listed = "\n  - ".join(f"{key}: there {before.get(key)!r}, now {run[key]!r}" for key in different)
         raise ValueError(
-            f"{out} holds another evaluation:\n  - {listed}\nUse another folder, or start afresh there (resume=False)."
+            f"{out} holds another evaluation:\n  - {listed}\nUse another folder, or start afresh there (--fresh, resume=False)."
         )
 
 
