@@ -238,7 +238,8 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
     if different:
         listed = "\n  - ".join(f"{key}: there {before.get(key)!r}, now {run[key]!r}" for key in different)
         raise ValueError(
-            f"{out} holds another evaluation:\n  - {listed}\nUse another folder, or start afresh there (--fresh, resume=False)."
+            f"{out} holds another evaluation:\n  - {listed}\n"
+            "Use another folder, or start afresh there (--fresh, resume=False)."
         )
 
 
