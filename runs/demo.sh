@@ -24,7 +24,7 @@ step() { # name, command...
 
 evaluate() { # folder, planner options...
     wamkit evaluate "$out/train/policy" --output "$out/$1" --tasks $task --episodes $episodes --workers 5 \
-        --record-episodes 3 "${@:2}"
+        --record-episodes 2 "${@:2}"
 }
 
 planner=(--planner-iterations 2 --candidates 8 --value-samples 2)
