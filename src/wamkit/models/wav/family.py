@@ -107,9 +107,7 @@ class WAV:
     @classmethod
     def create(cls, config: WAVConfig, codecs: Path) -> WAV:
         """A WAV with fresh weights (from torch's global generator) behind saved codecs."""
-        pretrained = Path(config.codec.pretrained) if config.codec.pretrained else None
-        video_codec = load_video_codec(codecs / "video", pretrained=pretrained)
-        return cls.build(config, video_codec, load_text_encoder(codecs / "text", pretrained=pretrained))
+        return cls.build(config, load_video_codec(codecs / "video"), load_text_encoder(codecs / "text"))
 
     @classmethod
     def load(cls, config: dict[str, Any], weights: dict[str, Tensor], codecs: Path, source: str) -> WAV:
