@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from wamkit.envs import gl
 from wamkit.envs.base import ChunkOutcome, DemonstrationOptions, EpisodeRequest, Frame
+from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.envs.workers import WorkerError, WorkerPool
 from wamkit.episode import Episode
 
@@ -211,10 +214,17 @@ def test_meta_world_in_a_worker(line_world: ModuleType) -> None:
 
 
 @pytest.mark.sim
-def test_an_unreadable_gl_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wamkit.envs.metaworld import MetaWorldFactory
-
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_an_unreadable_gl_is_one_clear_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_hidden: bool
+) -> None:
+    """This machine, asked for an EGL device that it lacks (or for EGL where it has none), and one without libEGL."""
+    if is_hidden:
+        (tmp_path / "libEGL.so.1").touch()  # found before the real one, and no library
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    reason = "libEGL" if is_hidden else gl._PROBES["egl"]()
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
-    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=egl.*99"):
+    expected = f"{re.escape(reason)}.*apt-get install libosmesa6.*libegl1" if reason else "99"
+    with pytest.raises(RuntimeError, match=f"MUJOCO_GL=egl.*{expected}"):
         WorkerPool(MetaWorldFactory(), 2)
