@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wamkit.cli.main import main
+from wamkit.cli.record import Options, attempt_request
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import read_statistics
 
@@ -46,6 +47,7 @@ def test_recording_continues_where_it_stopped(dataset: Path, capsys: pytest.Capt
         (("--suite", "metawrld"), "did you mean 'metaworld'"),
         (("--no-record-video",), "needs its videos"),
         (("--episodes", "0"), "1 or more successes"),
+        (("--max-attempts", "100001"), "max_attempts of at most 100000"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_refused(
@@ -55,6 +57,17 @@ def test_a_recording_that_does_not_fit_is_refused(
     assert record(dataset, *arguments) == 2
     assert message in capsys.readouterr().err
     assert (dataset / "meta" / "info.json").read_bytes() == before
+
+
+def test_no_two_attempts_share_noise_whatever_is_wanted() -> None:
+    def seed(number: int, episodes: int, index: int) -> int:
+        options = Options(tasks=("button-press-v3",), output=Path("dataset"), episodes=episodes, seed=number)
+        return attempt_request(options, "button-press-v3", index).seed
+
+    assert [seed(0, 1, index) for index in range(3)] == [0, 1, 2]
+    assert seed(1, 1, 5) == seed(1, 40, 5), "a recording with more episodes continues a shorter one"
+    attempts = (0, 10, 399, 99_999)
+    assert len({seed(number, 40, index) for number in range(4) for index in attempts}) == 4 * len(attempts)
 
 
 def test_an_unknown_task_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOTES = "demonstrations"
+_SEEDS_APART = 100_000  # noise seeds between one --seed and the next, so that no two recordings share noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,13 @@ def run(options: Options) -> int:
     for task in options.tasks:
         if task not in known:
             raise choices_error(f"{options.suite} task", task, known)
+    max_attempts = _max_attempts(options)
     factory = _factory(options)
     with LeRobotWriter(options.output, factory.robot) as writer:
         if writer.num_episodes == 0 and not writer.notes:
             writer.set_notes({_NOTES: _settings(options)})
         _require_same_settings(_settings(options), writer.notes.get(_NOTES, {}), options.output)
-        plan = RecordingPlan(
-            writer, options.tasks, target_successes=options.episodes, max_attempts=options.max_attempts
-        )
+        plan = RecordingPlan(writer, options.tasks, target_successes=options.episodes, max_attempts=max_attempts)
         total = options.episodes * len(options.tasks)
         with ProgressBar(f"recording {options.output}", total, unit="episodes") as bar:
             bar.resume(_successes(plan.progress()))
@@ -97,6 +97,28 @@ def run(options: Options) -> int:
     added = f"{report.new_episodes} episodes, {report.new_frames} steps in {report.seconds:.0f} s ({rate:.0f} steps/s)"
     print(f"added {added if report.new_episodes else 'nothing'}; the dataset is {options.output}")
     return 0 if report.is_complete else 1
+
+
+def attempt_request(options: Options, task: str, index: int) -> EpisodeRequest:
+    """What an attempt starts from. It depends on the attempt's number alone, never on how many episodes are wanted.
+
+    Args:
+        options: of the recording.
+        task: task id.
+        index: number of the attempt, below 100,000.
+    """
+    seed = options.seed * _SEEDS_APART + index
+    return EpisodeRequest(task=task, layout=index, layout_seed=options.layout_seed, seed=seed)
+
+
+def _max_attempts(options: Options) -> int:
+    for name, number in (("episodes", options.episodes), ("max_attempts", options.max_attempts or 0)):
+        if number > _SEEDS_APART:
+            raise ValueError(
+                f"expected {name} of at most {_SEEDS_APART} for each task, got {number}; record the rest into another "
+                "dataset with another seed and layout seed"
+            )
+    return min(10 * options.episodes, _SEEDS_APART) if options.max_attempts is None else options.max_attempts
 
 
 def _factory(options: Options) -> Any:
@@ -137,9 +159,7 @@ def _attempts(plan: RecordingPlan, factory: SimulatorFactory, options: Options) 
     with WorkerPool(factory, num_workers) as pool:
 
         def submit(worker: int, task: str, index: int) -> None:
-            seed = options.seed * plan.max_attempts + index  # another --seed shares no noise with this one
-            request = EpisodeRequest(task=task, layout=index, layout_seed=options.layout_seed, seed=seed)
-            pool.submit(worker, "demonstrate", request, options.demonstration)
+            pool.submit(worker, "demonstrate", attempt_request(options, task, index), options.demonstration)
 
         def wait() -> Iterable[tuple[int, Episode | str]]:
             for worker, outcome in pool.wait():
