@@ -18,7 +18,7 @@ from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.models.wav import config as wav
 from wamkit.models.wav.family import WAV
-from wamkit.planning.config import SHRINK_ONLY, PlannerConfig
+from wamkit.planning.config import REFERENCE, SHRINK_ONLY, PlannerConfig
 from wamkit.planning.config import WAV as WAV_PRESET
 from wamkit.policy import Policy, Transforms, load_policy
 from wamkit.spec import PolicySpec
@@ -81,6 +81,16 @@ def test_an_episode_does_not_depend_on_its_neighbours(planner: PlannerConfig | N
         alone = run(policy, [slot], [10 + slot])
         for one, all_of_them in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], all_of_them[slot], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", [WAV_PRESET, REFERENCE], ids=["wav", "reference"])
+@pytest.mark.parametrize("changes", [{"iterations": 0}, {"iterations": 2, "keep_mean": 1.0, "keep_std": 1.0}])
+def test_check_9a_a_planner_that_never_moves_is_the_plain_sampler(
+    preset: PlannerConfig, changes: dict[str, float]
+) -> None:
+    config = dataclasses.replace(preset, num_videos=4, num_values=2, value_elites=0.25, **changes)
+    for planned, plain in zip(run(make_policy(config), [0], [3]), run(make_policy(), [0], [3]), strict=True):
+        torch.testing.assert_close(planned, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_draws_follow_from_the_seed_and_the_step() -> None:
@@ -153,12 +163,25 @@ def test_wrong_input_is_explained() -> None:
         ({"video": VIDEO[:1, :, :16]}, r"got \(1, 2, 16, 32, 3\)"),
         ({"state": torch.zeros(1, 4)}, r"expected state of shape \(1, 3\) \(x, y, gripper_opening\), got \(1, 4\)"),
         ({"state": torch.tensor([[0.0, float("nan"), 0.0]])}, "finite states"),
-        ({"executed": [-1]}, "0 or more, got -1"),
+        ({"executed": [-1]}, r"0 or more, got \[-1\]"),
+        ({"task": ["go", "stay"]}, "slots .0., 2 tasks and 1 counts"),
+        ({"task": []}, "0 tasks"),
     ):
         policy.reset([0], seeds=[0])
         policy.act([0], **good)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             policy.act([0], **(good | change))  # type: ignore[arg-type]
+
+
+def test_a_planner_needs_a_value_expert(tmp_path: Path) -> None:
+    bare = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, value=None))
+    full = make_policy()
+    model = WAV.build(bare, full.model.video_codec, full.model.text_encoder)
+    policy = Policy(model, full.spec, dataclasses.replace(full.transforms, value=None))
+    policy.save(tmp_path / "policy", config=bare.to_dict(), training={})
+    assert torch.isfinite(run(load_policy(tmp_path / "policy", num_steps=2), [0], [1], calls=1)[0]).all()
+    with pytest.raises(ValueError, match="no value expert"):
+        load_policy(tmp_path / "policy", planner=PLANNER)
 
 
 def test_a_folder_with_foreign_or_missing_tensors_is_refused(tmp_path: Path) -> None:

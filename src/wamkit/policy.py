@@ -112,7 +112,11 @@ class Policy:
         return {"planner": planner, "num_steps": self.num_steps, "memory_threshold": self.memory_threshold}
 
     def reset(self, slots: Sequence[int], *, seeds: Sequence[int]) -> None:
-        """Start a new episode in each slot; every draw of the episode follows from its seed."""
+        """Start a new episode in each slot; every draw of the episode follows from its seed.
+
+        Raises:
+            ValueError: not one seed for each slot.
+        """
         for slot, seed in zip(slots, seeds, strict=True):
             memory = ObservationMemory(self.spec.num_context, self.memory_threshold)
             self._slots[slot] = _Slot(memory=memory, seed=seed)
@@ -141,7 +145,7 @@ class Policy:
         Raises:
             ValueError: a slot that was never reset, or inputs that do not fit the spec.
         """
-        self._check(slots, video, state)
+        self._check(slots, video, state, task, executed)
         started = time.perf_counter()
         device = self._device()
         frames = self.model.encode_frames(video[:, :, None].to(device))
@@ -184,7 +188,17 @@ class Policy:
             scores=scores,
         )
 
-    def _check(self, slots: Sequence[int], video: Tensor, state: Tensor) -> None:
+    def _check(
+        self, slots: Sequence[int], video: Tensor, state: Tensor, task: Sequence[str], executed: Sequence[int]
+    ) -> None:
+        """Refuse a call before any slot's memory has changed."""
+        if not len(task) == len(executed) == len(slots) or len(set(slots)) != len(slots):
+            raise ValueError(
+                f"expected one task and one count of executed actions for each of some distinct slots, got slots "
+                f"{list(slots)}, {len(task)} tasks and {len(executed)} counts"
+            )
+        if min(executed, default=0) < 0:
+            raise ValueError(f"expected counts of executed actions of 0 or more, got {list(executed)}")
         unknown = [slot for slot in slots if slot not in self._slots]
         if unknown:
             raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
@@ -247,6 +261,8 @@ def load_policy(
     model = module.FAMILY.load(files.config, files.load_weights(), files.codecs, source=str(folder))
     model.to(device)
     model.network.eval()
+    if planner is not None and not model.config.value_channels:
+        raise ValueError(f"{folder} has no value expert, so there is nothing to plan by; use planner=None")
     return Policy(
         model,
         files.spec,

@@ -8,6 +8,7 @@ counts, step counts and planner settings are read from the JSON, so any case of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,11 @@ def read_cases(path: Path, spec: Path | None = None) -> list[GoldenCase]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # safetensors raises its own type, not a subclass of a builtin one
         raise ValueError(f"{path} is not a readable safetensors file: {error}; copy it again") from error
+    if not cases:
+        raise ValueError(f"{spec} describes no case")
+    stray = sorted({key.split("/")[0] for key in tensors} - set(cases))
+    if stray:
+        raise ValueError(f"{path} holds tensors of {stray}, which {spec} does not describe; are they a pair?")
     read = []
     for name, case in cases.items():
         own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
@@ -157,32 +163,47 @@ class RecordedDraws:
     def __call__(self, stream: str, shape: Sequence[int]) -> Tensor:
         """The recorded numbers of a stream, in the planner's layout."""
         name = stream.replace("iteration", "iter") if "." in stream else f"final.{stream}"
-        return self.tensors[name].reshape(1, *shape)
+        recorded = self.tensors[name]
+        if name == "final.video":  # all frames are recorded; those of memory are overwritten and not asked for
+            recorded = recorded[..., -shape[-3] :, :, :]
+        return recorded.reshape(1, *shape)
 
 
 def evaluate(case: GoldenCase) -> list[Comparison]:
-    """Evaluate one case and compare every `out.*` and `pipe.*` tensor that is not a recorded draw or an input."""
+    """Evaluate one case and compare every `out.*` and `pipe.*` tensor that is not a recorded draw or an input.
+
+    Raises:
+        ValueError: a setting or tensor of the case is missing, or has a value that this network does not have.
+    """
+    try:
+        return _evaluate(case)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"golden case {case.name}: a setting or tensor is missing or malformed ({error!r})") from error
+
+
+def _evaluate(case: GoldenCase) -> list[Comparison]:
     network = WAVTransformer(network_config(case.settings["model"])).eval()
     load_weights(network, case.group("w."), source=f"golden case {case.name}")
-    with torch.no_grad():
-        produced = {f"out.{key}": value for key, value in single_calls(network, case).items()}
-        produced |= {f"pipe.{key}": value for key, value in pipeline(network, case).items()}
     recorded = [
         key
         for key in case.tensors
         if key.startswith(("out.", "pipe.")) and ".noise." not in key and key != "pipe.memory_latents"
     ]
+    if not recorded:
+        raise ValueError(f"golden case {case.name} holds no out.* or pipe.* tensor to compare with")
+    with torch.no_grad():
+        produced = {f"out.{key}": value for key, value in single_calls(network, case).items()}
+        if any(key.startswith("pipe.") for key in recorded):
+            produced |= {f"pipe.{key}": value for key, value in pipeline(network, case).items()}
     return [_compare(f"{case.name}/{key}", produced.get(key), case.tensors[key], case.tolerances) for key in recorded]
 
 
 def _compare(name: str, got: Tensor | None, expected: Tensor, tolerances: dict[str, Tolerance]) -> Comparison:
-    if got is None:
-        raise ValueError(f"golden tensor {name} is not one this version knows how to produce; update wamkit")
+    if got is None or got.numel() != expected.numel():
+        return Comparison(name=name, error=math.inf, limit=0.0, passed=False)
     if not expected.is_floating_point():
         unshared = len(set(got.flatten().tolist()) ^ set(expected.flatten().tolist()))
         return Comparison(name=name, error=float(unshared), limit=0.0, passed=unshared == 0, is_index_set=True)
-    if got.numel() != expected.numel():
-        raise ValueError(f"golden tensor {name}: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     tolerance = tolerances[name.split("/")[1].split(".")[0]]
     error = (got.reshape(expected.shape) - expected).abs()
     limit = tolerance.atol + tolerance.rtol * expected.abs()
@@ -197,7 +218,10 @@ def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]
     grid = (case.settings["mem"] + case.settings["future"], case.settings["height"], case.settings["width"])
     text = network.read_text(given["text"], given["text_mask"], keep=True)
     video = rearrange(given["latents_packed"], "(b v) l c -> b v l c", v=views)
-    told = rearrange(given["video_timestep"], "(b v) l -> b v l", v=views)[:, 0]
+    told = rearrange(given["video_timestep"], "(b v) l -> b v l", v=views)
+    if not (told == told[:, :1]).all():
+        raise ValueError(f"golden case {case.name}: expected the same timesteps in all views of an observation")
+    told = told[:, 0]
     noisy = 1 - rearrange(given["cond_mask"], "(b v) l -> b v l", v=views)[:, 0]
 
     out = {}
@@ -210,22 +234,27 @@ def single_calls(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]
         for key, x in out.items()
     }
 
-    value, action = network.value, network.action
-    value_video = [value.keep_video(i, x) for i, x in enumerate(flat)]
-    action_video = [action.keep_video(i, x) for i, x in enumerate(flat)]
-
     def tokens(name: str, scale: float = 1.0) -> ExpertTokens:
+        told = given[f"{name}_timestep"]
+        if not (told == told[:, :1]).all():
+            raise ValueError(f"golden case {case.name}: expected one timestep for all {name} tokens of an observation")
         state = given.get("history_action_state") if name == "action" else None
-        return ExpertTokens(tokens=given[name], timestep=given[f"{name}_timestep"][:, 0] * scale, state_token=state)
+        return ExpertTokens(tokens=given[name], timestep=told[:, 0] * scale, state_token=state)
 
-    out["value"], value_hidden = value.run(tokens("value"), value_video, keep=True)
-    out |= {f"value_hidden.{i}": x for i, x in enumerate(value_hidden)}
-    value_keys = action.keep_value(value_hidden)
-    out["action"] = action.run(tokens("action"), action_video, value_keys)[0]
-    out["action_no_value"] = action.run(tokens("action"), action_video)[0]
-    out["action_cached_step"] = action.run(tokens("action", 0.5), action_video, value_keys)[0]
-    # the value stream is cached as a whole: only its head sees the halved timestep
-    out["value_cached_step"] = _frozen_value_head(network, value_hidden[-1], tokens("value", 0.5))
+    value_hidden: list[Tensor] = []
+    if network.config.value is not None:
+        kept = [network.value.keep_video(i, x) for i, x in enumerate(flat)]
+        out["value"], value_hidden = network.value.run(tokens("value"), kept, keep=True)
+        out |= {f"value_hidden.{i}": x for i, x in enumerate(value_hidden)}
+        # the value stream is cached as a whole: only its head sees the halved timestep
+        out["value_cached_step"] = _frozen_value_head(network, value_hidden[-1], tokens("value", 0.5))
+    if network.config.action is not None:
+        action = network.action
+        kept = [action.keep_video(i, x) for i, x in enumerate(flat)]
+        values = action.keep_value(value_hidden) if value_hidden else None
+        out["action"] = action.run(tokens("action"), kept, values)[0]
+        out["action_no_value"] = action.run(tokens("action"), kept)[0]
+        out["action_cached_step"] = action.run(tokens("action", 0.5), kept, values)[0]
     return out
 
 
@@ -270,7 +299,7 @@ def pipeline(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
     explore = settings["planner"]["explore_config"]
     pairings: tuple[tuple[str, Pairing], ...] = (("plan", "reference"), ("planfixed", "matched"))
     for name, pairing in pairings:
-        config = replace(planner_config(explore), pairing=pairing)
+        config = _recorded_elites(replace(planner_config(explore), pairing=pairing), pipe, name)
         result = plan(control, config, RecordedDraws(tensors=draws))
         for k, seen in enumerate(result.rounds):
             scores = "snr_as_scored" if pairing == "reference" else "snr"
@@ -284,6 +313,18 @@ def pipeline(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
             out[f"{name}.final.{kind}_std"] = distribution.std
         out |= _decode(control, name, result.video, result.value, draws["action"])
     return out
+
+
+def _recorded_elites(config: PlannerConfig, pipe: dict[str, Tensor], name: str) -> PlannerConfig:
+    """As many elites as were recorded: ceil(fraction · count) depends on how the product was rounded."""
+    videos, values = (pipe.get(f"{name}.iter0.{kind}_elite_idx") for kind in ("video", "value"))
+    if videos is None or values is None:
+        return config
+    return replace(
+        config,
+        video_elites=(videos.numel() - 0.5) / config.num_videos,
+        value_elites=(values.numel() - 0.5) / (config.num_videos * config.num_values),
+    )
 
 
 def _decode(control: ControlStep, name: str, video: Tensor, value: Tensor, action: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ describes."""
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -11,12 +12,12 @@ from einops import rearrange
 from torch import Tensor
 
 from wamkit.flow import sigma_schedule
-from wamkit.models.wav.control import ControlStep, to_latents, to_tokens
+from wamkit.models.wav.control import ControlStep, KeptFeatures, to_latents, to_tokens
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.nn.modulation import Timesteps
 from wamkit.planning.cem import plan
-from wamkit.planning.config import WAV
+from wamkit.planning.config import PlannerConfig
 from wamkit.planning.draws import SeededDraws
 
 from .wav_cases import CONFIG, GRID, NETWORK, VIEWS, generator, network, text
@@ -26,7 +27,9 @@ MEMORY = CONFIG.num_context * GRID[1] * GRID[2]
 HORIZON = CONFIG.action_horizon
 
 
-def control_step(model: WAVTransformer, batch: int = 2, **changes: object) -> ControlStep:
+def control_step(
+    model: WAVTransformer, batch: int = 2, cls: type[ControlStep] = ControlStep, **changes: object
+) -> ControlStep:
     shape = (batch, VIEWS, NETWORK.latent_channels, CONFIG.num_context, GRID[1], GRID[2])
     settings = {
         "memory": torch.randn(shape, generator=generator(11)),
@@ -36,7 +39,7 @@ def control_step(model: WAVTransformer, batch: int = 2, **changes: object) -> Co
         "state_token": torch.randn(batch, 1, 7, generator=generator(12)),
         "num_steps": STEPS,
     }
-    return ControlStep(model, **(settings | changes))  # type: ignore[arg-type]
+    return cls(model, **(settings | changes))  # type: ignore[arg-type]
 
 
 def hidden_states(model: WAVTransformer, video: Tensor, sentence: TextContext) -> list[Tensor]:
@@ -74,6 +77,10 @@ def noises(batch: int = 2, *lead: int) -> tuple[Tensor, Tensor, Tensor]:
         torch.randn(batch, HORIZON, 5, generator=rng),
         torch.randn(batch, HORIZON, 7, generator=rng),
     )
+
+
+def draws(batch: int = 2) -> SeededDraws:
+    return SeededDraws(keys=[(row,) for row in range(batch)])
 
 
 def test_check_6b_cached_sampler_equals_the_uncached_one() -> None:
@@ -128,7 +135,7 @@ def test_candidates_are_the_same_in_micro_batches_and_tiled(max_rows: int) -> No
 
 def test_planning_a_batch_equals_planning_each_observation() -> None:
     model = network()
-    config = WAV.__class__(iterations=2, num_videos=4, num_values=2, video_elites=0.5, value_elites=0.25)
+    config = PlannerConfig(iterations=2, num_videos=4, num_values=2, video_elites=0.5, value_elites=0.25)
     whole = control_step(model)
     with torch.no_grad():
         both = plan(whole, config, SeededDraws(keys=[(0,), (1,)]))
@@ -160,3 +167,36 @@ def test_imagining_holds_memory_clean_and_denoises_the_future() -> None:
         velocity = model(to_tokens(latents), told, text(model), GRID).video
     expected = video - to_latents(velocity, GRID[1], GRID[2])[..., CONFIG.num_context :, :, :]
     torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
+
+
+def test_check_9f_candidates_hold_the_memory_bit_by_bit() -> None:
+    class Spy(ControlStep):
+        """A control step that remembers the candidates it was asked about."""
+
+        def values(self, video: Tensor, noise: Tensor, num_steps: int | None = None) -> Tensor:
+            self.candidates = video
+            return super().values(video, noise, num_steps)
+
+    step = control_step(network(), cls=Spy)
+    result = plan(step, PlannerConfig(iterations=2, num_videos=4, num_values=2, value_elites=0.25), draws())
+    memory = step.memory[:, None].expand_as(step.candidates[..., : CONFIG.num_context, :, :])
+    assert torch.equal(step.candidates[..., : CONFIG.num_context, :, :], memory)
+    assert torch.equal(result.video[..., : CONFIG.num_context, :, :], step.memory)
+
+
+def test_only_one_micro_batch_of_features_is_held() -> None:
+    """Whatever the number of candidates, keys and values of one micro-batch live at a time."""
+    held: list[weakref.ref[Tensor]] = []
+
+    class Spy(ControlStep):
+        """A control step that checks, before each pass of the video stream, that the last one's features are gone."""
+
+        def features(self, video: Tensor, *, value: bool, action: bool) -> KeptFeatures:
+            assert all(reference() is None for reference in held), "features of an earlier micro-batch are still held"
+            kept = super().features(video, value=value, action=action)
+            held.extend(weakref.ref(each.key) for each in kept.value)
+            return kept
+
+    step = control_step(network(), cls=Spy, max_rows=4)
+    values = step.values(step.with_memory(noises(2, 6)[0]), torch.randn(2, 6, 2, HORIZON, 5))
+    assert len(held) == 3 * NETWORK.num_layers and not values.requires_grad

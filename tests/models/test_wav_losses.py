@@ -118,6 +118,21 @@ def test_some_rows_may_go_on_imagining_while_the_others_act() -> None:
             dataclasses.replace(wav.action_full(), **wrong)
 
 
+@pytest.mark.parametrize("rows", [2, 3])
+def test_small_batches_keep_rows_of_both_kinds(rows: int) -> None:
+    objective = dataclasses.replace(wav.action_full(), video_weight=1.0, video_share=0.25)
+    total, parts = losses(network(), CONFIG, encoded_batch(rows), objective, generator())
+    assert torch.isfinite(total) and set(parts) == {"video_loss", "action_loss"}
+    with pytest.raises(ValueError, match="batches of 2 or more"):
+        losses(network(), CONFIG, encoded_batch(1), objective, generator())
+
+
+def test_a_loss_without_its_expert_is_refused() -> None:
+    bare = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, value=None))
+    with pytest.raises(ValueError, match="no value expert"):
+        losses(network(value=None), bare, encoded_batch(), wav.value_only(), generator())
+
+
 def test_padding_can_be_left_out_of_the_loss() -> None:
     batch, objective = encoded_batch(), dataclasses.replace(wav.action_full(), mask_padding=True)
     padded = batch.is_padded.clone()

@@ -204,6 +204,7 @@ def test_check_7_gradients_reach_exactly_the_table() -> None:
 
 
 def test_check_7_a_step_changes_only_the_stage_parts() -> None:
+    """All parameters are handed to the optimiser; only those the stage does not freeze may move, and all of them do."""
     stages = {
         ("video",): wav.video_only(),
         ("value",): wav.value_only(),
@@ -211,13 +212,15 @@ def test_check_7_a_step_changes_only_the_stage_parts() -> None:
     }
     for trained, objective in stages.items():
         model = network()
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        chosen = [p for name, p in model.named_parameters() if part_of(name) in trained]
-        optimizer = torch.optim.AdamW(chosen, lr=1e-2)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(name) in trained)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         losses(model, CONFIG, encoded_batch(), objective, generator())[0].backward()
+        expected = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         optimizer.step()
-        changed = {part_of(name) for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-        assert changed == set(trained)
+        changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+        assert changed == expected and {part_of(name) for name in changed} == set(trained)
 
 
 def _unused_view_rows(model: WAVTransformer) -> slice:

@@ -246,6 +246,7 @@ def test_presets_are_the_published_numbers() -> None:
         {"video_elites": 1.5},
         {"keep_mean": 1.1},
         {"value_steps": 0},
+        {"std_decay": -0.1},
         {"unbiased_std": True, "num_videos": 2, "num_values": 2, "value_elites": 0.1},
     ],
 )

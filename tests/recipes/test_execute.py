@@ -89,10 +89,12 @@ def test_a_tiny_policy_learns_to_act(dataset: Path, tmp_path: Path) -> None:
     assert error < 0.6 * chance, f"squared error {error:.5f}, of the best constant {chance:.5f}"
 
 
-def test_a_finished_run_is_not_trained_again(dataset: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even when the code has changed since: the policy's record keeps saying by which code it was made."""
     run = tiny_run(dataset, tmp_path / "run")
     first = execute(run)
     assert first.steps == 6
+    monkeypatch.setattr("wamkit.training.record.source_commit", lambda folder: "another commit")
     before = {file.name: file.read_bytes() for file in (run.output / "policy").iterdir() if file.is_file()}
     again = execute(run)
     assert again.steps == 0
@@ -129,6 +131,14 @@ def test_data_that_does_not_fit_is_refused(dataset: Path, tmp_path: Path, model:
     with pytest.raises(ValueError, match=message):
         execute(run)
     assert not (tmp_path / "run").exists()
+
+
+def test_codecs_of_another_dataset_are_not_used_silently(dataset: Path, tmp_path: Path) -> None:
+    run = tiny_run(dataset, tmp_path / "run")
+    execute(run)
+    shutil.rmtree(run.output / "checkpoints")
+    with pytest.raises(ValueError, match="made for another dataset, seed or model"):
+        execute(dataclasses.replace(run, seed=1))
 
 
 def test_a_dataset_without_values_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -103,6 +104,7 @@ class Plan:
     rounds: list[Round]
 
 
+@torch.no_grad()
 def plan(problem: LatentProblem, config: PlannerConfig, draws: Draws) -> Plan:
     """Search for the noise whose predicted value scores best.
 
@@ -113,11 +115,22 @@ def plan(problem: LatentProblem, config: PlannerConfig, draws: Draws) -> Plan:
         config: planner settings.
         draws: standard normal numbers; streams `iteration{k}.video`, `iteration{k}.value`, `video`, `value` (and
             `iteration{k}.score` when scores are random).
+
+    Returns:
+        The chosen noise, the last distributions, and what each round saw.
+
+    Raises:
+        ValueError: a spread of fewer than two elites is asked for.
     """
     views, channels, frames, height, width = problem.video_shape
     fitted = frames if config.fit_memory_frames else frames - problem.num_memory
     noise_shape = (views, channels, fitted, height, width)
-    last_video, last_value = draws("video", noise_shape), draws("value", problem.value_shape)
+    if config.unbiased_std and config.iterations and config.num_elite_videos * (views if config.pool_views else 1) < 2:
+        raise ValueError("planner: unbiased_std needs at least 2 elite videos (or views, when pooled), got 1")
+    future = frames - problem.num_memory
+    last_value = draws("value", problem.value_shape)
+    # memory frames are overwritten in any case, so the last noise is the plain sampler's: future frames alone
+    last_video = F.pad(draws("video", (views, channels, future, height, width)), (0, 0, 0, 0, fitted - future, 0))
     video = _standard(last_video[:, 0] if config.pool_views else last_video)
     value = _standard(last_value)
     best: tuple[Tensor, Tensor, Tensor] | None = None

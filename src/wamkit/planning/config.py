@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,7 +64,10 @@ class PlannerConfig:
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise ValueError(f"planner: expected {name} to be one of {known}, got {getattr(self, name)!r}")
-        for name in ("iterations", "min_std"):
+        for name in ("iterations", "num_videos", "num_values"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"planner: expected {name} as a whole number, got {getattr(self, name)!r}")
+        for name in ("iterations", "min_std", "std_decay", "penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"planner: expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("num_videos", "num_values"):
@@ -96,7 +100,7 @@ class PlannerConfig:
 
 
 def _ceil(number: float) -> int:
-    return -int(-number // 1)
+    return math.ceil(round(number, 9))  # 0.07 * 100 is 7.000000000000001
 
 
 WAV = PlannerConfig()

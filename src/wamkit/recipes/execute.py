@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wamkit.atomic import atomic_folder
+from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE
@@ -26,6 +26,7 @@ from wamkit.training.prefetch import BatchSource
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.trainer import TrainReport, train
 from wamkit.types import Batch
+from wamkit.weight_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
     family = family_module(run.model.family).FAMILY
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        model = family.create(run.model, _codecs(run, base, family))
+        model = family.create(run.model, _codecs(run, base, family, dataset.fingerprint()))
 
     def make_batches(stage: TrainStage) -> BatchSource:
         # stages draw other windows: the seed of each follows from its name
@@ -121,8 +122,10 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         },
         data_fingerprint=dataset.fingerprint(),
     )
-    if report.stopped_by is None:
-        save_policy(run.output / "policy", report.training)
+    done = run.output / "policy"
+    if report.stopped_by is None and (report.steps or not complete_folder(done).is_dir()):
+        # a policy that is there was made by an earlier call, and its record says by which code
+        save_policy(done, report.training)
     return report
 
 
@@ -189,10 +192,21 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
     return robot
 
 
-def _codecs(run: Run, loader: WindowLoader, family: Any) -> Path:
-    """The run's codecs: fitted once on the first windows of the dataset, then read back by every resumed run."""
+def _codecs(run: Run, loader: WindowLoader, family: Any, fingerprint: str) -> Path:
+    """The run's codecs: fitted once on the first windows of the dataset, then read back by every resumed run.
+
+    Raises:
+        ValueError: the folder's codecs were made for other settings or another dataset.
+    """
     folder = run.output / "codecs"
-    if not folder.is_dir():
+    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": fingerprint}
+    if complete_folder(folder).is_dir():
+        if read_json(complete_folder(folder) / "made_for.json") != made_for:
+            raise ValueError(
+                f"{folder} was made for another dataset, seed or model; use another output folder, or remove "
+                f"{run.output} to start afresh"
+            )
+    else:
         with atomic_folder(folder) as partial:
             family.fit_codecs(
                 run.model,
@@ -200,4 +214,5 @@ def _codecs(run: Run, loader: WindowLoader, family: Any) -> Path:
                 seeded(run.seed, "codecs"),
                 partial,
             )
+            write_json(partial / "made_for.json", made_for)
     return folder

@@ -129,9 +129,16 @@ class WAVConfig:
             )
         if self.network.max_view and self.num_views > self.network.max_view:
             raise ValueError(f"expected at most max_view = {self.network.max_view} cameras, got {self.num_views}")
-        for name, expert, width in (("action", self.network.action, self.token_dim),):
-            if expert is not None and expert.channels != width:
-                raise ValueError(f"expected {name} channels = action_dim + state_dim = {width}, got {expert.channels}")
+        if (self.num_future - 1) % self.codec.temporal:
+            raise ValueError(f"expected num_future of 1 + {self.codec.temporal} k frames, got {self.num_future}")
+        for key in ("num_context", "num_views"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"expected {key} of 1 or more, got {getattr(self, key)}")
+        action = self.network.action
+        if action is not None and action.channels != self.token_dim:
+            raise ValueError(
+                f"expected action channels = action_dim + state_dim = {self.token_dim}, got {action.channels}"
+            )
 
     @property
     def family(self) -> str:

@@ -3,8 +3,8 @@ step.
 
 Source: WAV (arXiv 2604.14732), section 3.3 and its public pipeline.
 Differs: nothing is computed twice. Keys and values of the video stream are projected once per layer and candidate and
-shared by all value samples and denoising steps; text keys and values, memory latents and the constant modulations are
-computed once per control step or once per process.
+shared by all value samples and denoising steps; text keys and values are computed once per sentence, the constant
+modulation once per model, memory latents once per frame.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class ControlStep:
         num_steps: Euler steps for actions and values.
         max_rows: video rows (observation x candidate) per forward pass; bounds memory whatever the number of
             candidates.
+        pure_noise: the video stream's modulation at pure noise, when it was computed before.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ControlStep:
         state_token: Float[Tensor, "b 1 a"] | None,
         num_steps: int = 10,
         max_rows: int = 64,
+        pure_noise: Modulation | None = None,
     ):
         self.network = network
         self.memory = memory
@@ -94,7 +96,7 @@ class ControlStep:
         self.num_memory = memory.shape[3]
         self.grid = (self.num_memory + num_future_latents, memory.shape[4], memory.shape[5])
         self._rotation = network.rotation(self.grid, memory.device)
-        self._pure_noise = self.modulation(1.0)
+        self.pure_noise = self.modulation(1.0) if pure_noise is None else pure_noise
 
     @property
     def video_shape(self) -> tuple[int, ...]:
@@ -116,10 +118,17 @@ class ControlStep:
         memory = repeat(self.memory, "b v c f h w -> b g v c f h w", g=video.shape[1])
         return torch.cat((memory.to(future.dtype), future), dim=-3)
 
+    @torch.no_grad()
     def features(self, video: Float[Tensor, "b v c f h w"], *, value: bool, action: bool) -> KeptFeatures:
-        """One pass of the video stream at pure noise; hidden states are dropped as soon as they are projected."""
+        """One pass of the video stream at pure noise; hidden states are dropped as soon as they are projected.
+
+        Args:
+            video: initial latents (normalised), memory included.
+            value: project for the value expert.
+            action: project for the action expert.
+        """
         kept = KeptFeatures()
-        layers = self.network.video_layers(to_tokens(video), self._pure_noise, self.text, self._rotation)
+        layers = self.network.video_layers(to_tokens(video), self.pure_noise, self.text, self._rotation)
         for i, x in enumerate(layers):
             hidden = rearrange(x, "b v l d -> b (v l) d")
             if value:
@@ -133,6 +142,7 @@ class ControlStep:
         """Tokens and channels of one value noise."""
         return self.value_length, self.network.value.config.channels
 
+    @torch.no_grad()
     def values(
         self,
         video: Float[Tensor, "b g v c f h w"],
@@ -160,8 +170,10 @@ class ControlStep:
             flat = rearrange(noise[:, part], "b g n y z -> (b g n) y z")
             flat = euler(flat, partial(self._value_velocity, kept), sigmas)
             curves.append(rearrange(flat, "(b g n) y z -> b g n y z", b=batch, n=samples))
+            del kept  # before the next micro-batch is read, or two of them would be held
         return torch.cat(curves, dim=1)
 
+    @torch.no_grad()
     def decode(
         self,
         video: Float[Tensor, "b v c f h w"],
@@ -174,6 +186,12 @@ class ControlStep:
 
         The action expert reads the value features of the *first* step at every step, as the released model was trained
         to. With `with_value` the value is then denoised properly by further value steps.
+
+        Args:
+            video: initial latents (normalised), memory included.
+            action_noise: initial action tokens.
+            value_noise: initial value tokens; `None` for a model without a value expert.
+            with_value: also return the denoised value.
         """
         network, value = self.network, None
         kept = self.features(video, value=value_noise is not None, action=True)
@@ -191,12 +209,21 @@ class ControlStep:
 
         return Decoded(actions=euler(action_noise, velocity, self.sigmas), value=value)
 
+    @torch.no_grad()
     def imagine(
         self,
         video: Float[Tensor, "b v c f h w"],
         num_steps: int | None = None,
     ) -> Float[Tensor, "b v c future h w"]:
-        """Denoise the future video, memory frames held clean; returns future latents."""
+        """Denoise the future video, memory frames held clean.
+
+        Args:
+            video: initial latents (normalised), memory included.
+            num_steps: Euler steps; as many as for actions when `None`.
+
+        Returns:
+            Future latents, normalised.
+        """
         sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
         area = self.grid[1] * self.grid[2]
         clean = to_tokens(video)[..., : self.num_memory * area, :]

@@ -100,7 +100,7 @@ class ExpertStream:
 
     def begin(self, given: ExpertTokens) -> tuple[Float[Tensor, "r l d"], Modulation, Rotation]:
         """Embedded tokens (state token first), their modulation and rotary table."""
-        tokens, length = given.tokens, given.tokens.shape[1]
+        tokens, length = given.tokens.to(self.proj_in.weight.dtype), given.tokens.shape[1]
         if given.state_token is None:
             timesteps = Timesteps.uniform(given.timestep, length)
         else:

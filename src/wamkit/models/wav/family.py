@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.weights import load_weights
+from wamkit.nn.modulation import Modulation
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
+
+MAX_SENTENCES = 64  # kept keys and values; at full size a sentence takes 29 MB in bf16
 
 
 @dataclass
@@ -37,6 +40,8 @@ class WAV:
     network: WAVTransformer
     video_codec: VideoCodec
     text_encoder: TextEncoder
+    _sentences: dict[str, TextContext] = field(default_factory=dict, init=False, repr=False)
+    _pure_noise: dict[int, Modulation] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def build(cls, config: WAVConfig, video_codec: VideoCodec, text_encoder: TextEncoder) -> WAV:
@@ -127,6 +132,7 @@ class WAV:
 
     def to(self, device: torch.device | str) -> WAV:
         """Move network and codecs; returns itself."""
+        self.forget()
         self.network.to(device)
         self.video_codec = self.video_codec.to(device)
         self.text_encoder = self.text_encoder.to(device)
@@ -148,6 +154,7 @@ class WAV:
         self, batch: Batch, objective: WAVObjective, generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The stage's loss on a batch of windows, and its parts."""
+        self.forget()
         return losses(self.network, self.config, self.encode(batch.to(self.device)), objective, generator)
 
     @torch.no_grad()
@@ -189,11 +196,31 @@ class WAV:
             task: one sentence per row.
             num_steps: Euler steps.
         """
-        text = self.text_encoder.encode(task)
         token = None
         if self.config.has_state_token:
             token = torch.nn.functional.pad(state, (self.config.action_dim, 0))[:, None]
-        return WAVControl(self, memory, self.network.read_text(text.tokens, text.mask, keep=True), token, num_steps)
+        views = memory.shape[1]
+        control = WAVControl(self, memory, self._read_tasks(task), token, num_steps, self._pure_noise.get(views))
+        self._pure_noise[views] = control.pure_noise
+        return control
+
+    def _read_tasks(self, task: list[str]) -> TextContext:
+        """Text keys and values of every row; each sentence is encoded and projected once."""
+        new = [sentence for sentence in dict.fromkeys(task) if sentence not in self._sentences]
+        if len(self._sentences) + len(new) > MAX_SENTENCES:
+            self._sentences.clear()
+            new = list(dict.fromkeys(task))
+        if new:
+            text = self.text_encoder.encode(new)
+            read = self.network.read_text(text.tokens, text.mask, keep=True)
+            for row, sentence in enumerate(new):
+                self._sentences[sentence] = read.rows([row])
+        return TextContext.joined([self._sentences[sentence] for sentence in task])
+
+    def forget(self) -> None:
+        """Drop what was computed from the weights; they are about to change or move."""
+        self._sentences.clear()
+        self._pure_noise.clear()
 
     @torch.no_grad()
     def decode_future(self, latents: Float[Tensor, "b v k f y x"]) -> UInt8[Tensor, "b v t h w c"]:
@@ -205,7 +232,15 @@ class WAV:
 class WAVControl(ControlStep):
     """A control step of a complete WAV: it knows the action layout and how to decode imagined frames."""
 
-    def __init__(self, model: WAV, memory: Tensor, text: TextContext, state_token: Tensor | None, num_steps: int):
+    def __init__(
+        self,
+        model: WAV,
+        memory: Tensor,
+        text: TextContext,
+        state_token: Tensor | None,
+        num_steps: int,
+        pure_noise: Modulation | None,
+    ):
         super().__init__(
             model.network,
             memory=memory,
@@ -214,6 +249,7 @@ class WAVControl(ControlStep):
             text=text,
             state_token=state_token,
             num_steps=num_steps,
+            pure_noise=pure_noise,
         )
         self.model = model
 

@@ -109,12 +109,17 @@ def losses(
     Raises:
         ValueError: value targets or future frames are needed and absent.
     """
+    for name, weight in (("value", objective.value_weight), ("action", objective.action_weight)):
+        if weight and getattr(config.network, name) is None:
+            raise ValueError(
+                f"the objective asks for a {name} loss, but this model has no {name} expert; set {name}_weight=0"
+            )
     rows, device = len(batch.memory), batch.memory.device
     sigma_video, told_video = draw_sigma(rows, generator)
     shared = (sigma_video, told_video)  # the action stream has the same u1
     imagines = torch.ones(rows, dtype=torch.bool)  # rows whose future is partly there: they carry the video loss
     if objective.noisy_video:
-        imagines[round(rows * objective.video_share) :] = False
+        imagines[_num_imagining(rows, objective.video_share) :] = False
         sigma_video = torch.where(imagines, sigma_video, 1.0)
         if not (objective.reference_timesteps and objective.action_weight == 0):
             told_video = torch.where(imagines, told_video, 1000.0)
@@ -150,6 +155,17 @@ def losses(
     weights = {"video": objective.video_weight, "value": objective.value_weight, "action": objective.action_weight}
     total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
     return total, {f"{name}_loss": loss.detach() for name, loss in parts.items()}
+
+
+def _num_imagining(rows: int, share: float) -> int:
+    """Rows of a batch that carry the video loss: at least one, and never all."""
+    if not share:
+        return 0
+    if rows < 2:
+        raise ValueError(
+            "video_share needs batches of 2 or more windows, got 1; raise batch_size, or set video_share=0"
+        )
+    return min(max(1, round(rows * share)), rows - 1)
 
 
 def _noisy_video(

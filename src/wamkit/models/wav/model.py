@@ -38,6 +38,22 @@ class TextContext:
     layers: list[Tensor] | list[KeyValue]
     bias: Float[Tensor, "b 1 1 t"]
 
+    def rows(self, index: list[int]) -> TextContext:
+        """Kept keys and values of some observations."""
+        kept = cast(list[KeyValue], self.layers)
+        layers = [KeyValue(key=layer.key[index], value=layer.value[index]) for layer in kept]
+        return TextContext(layers=layers, bias=self.bias[index])
+
+    @classmethod
+    def joined(cls, contexts: list[TextContext]) -> TextContext:
+        """Kept keys and values of several observations, one after the other."""
+        kept = zip(*(cast(list[KeyValue], context.layers) for context in contexts), strict=True)
+        layers = [
+            KeyValue(key=torch.cat([each.key for each in layer]), value=torch.cat([each.value for each in layer]))
+            for layer in kept
+        ]
+        return cls(layers=layers, bias=torch.cat([context.bias for context in contexts]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class WAVOutput:
@@ -124,7 +140,7 @@ class WAVTransformer(nn.Module):
             mask: 1 on text, 0 on padding.
             keep: also project every layer's keys and values, to be used by many forward passes.
         """
-        hidden = self.caption_projection(text)
+        hidden = self.caption_projection(text.to(self.proj_in.weight.dtype))
         layers: list = [hidden] * len(self.transformer_blocks)
         if keep:
             layers = [block.attn2.keys_values(hidden) for block in self._video_blocks]
@@ -136,6 +152,8 @@ class WAVTransformer(nn.Module):
         """
         blocks, head = self.time_embed(timesteps.levels)
         blocks, head = blocks[:, None], head[:, None]
+        if self.config.max_view and num_views > self.config.max_view:
+            raise ValueError(f"expected at most max_view = {self.config.max_view} views, got {num_views}")
         if self.config.max_view:
             views = self.view_embed[:num_views]
             blocks = blocks + self.view_ada(views).unflatten(-1, (6, -1))[:, None]
@@ -152,7 +170,7 @@ class WAVTransformer(nn.Module):
         rotation: Rotation,
     ) -> Iterator[Float[Tensor, "r v l d"]]:
         """The video stream's hidden states after each block, one layer at a time, so that a caller may drop them."""
-        x = self.proj_in(tokens)
+        x = self.proj_in(tokens.to(self.proj_in.weight.dtype))
         for block, layer_text in zip(self._video_blocks, text.layers, strict=True):
             x = block(x, modulation, rotation, layer_text, text.bias)
             yield x
