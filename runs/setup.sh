@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Makes .venv ready on this machine: system packages, a virtual environment, the package with its development extras.
-# Running again takes a moment; an install that was killed is repaired. The scripts beside this one call it first.
+# Running again takes a moment; what was cut off is continued or made anew, and so is a .venv whose checkout was moved or
+# copied. A .venv that someone else made is used, never deleted. The scripts beside this one call this one first.
 #
 #   WAMKIT_PYTHON=/path/to/python   use this Python (3.11 or newer) instead of the first one found
 #   MUJOCO_GL=egl                   the GPU renders, so the software GL library is not asked for
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-state=.venv/.wamkit-setup # "installing" while an install runs, afterwards a checksum of what was installed
+here=$(pwd -P)
+# Three lines: "installing" while the first install runs, "incomplete" when pip gave up or an update runs, otherwise a
+# checksum of what was installed; the checkout that it was installed for; "ours" when this script made the .venv.
+state=.venv/.wamkit-setup
 gl_package=libosmesa6     # software GL for MuJoCo
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -16,7 +20,9 @@ stop() {
     exit 1
 }
 
-wanted() { { cat pyproject.toml constraints.txt && pwd; } | cksum; }
+# Of pyproject.toml only the tables that decide what is installed: a linter's setting is no reason to install again.
+wanted() { { sed -n -E '/^\[(build-system|project)/,/^\[tool/p' pyproject.toml && cat constraints.txt; } | cksum; }
+remember() { printf '%s\n' "$1" "$here" "$maker" >"$state"; }
 
 is_recent() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' </dev/null 2>/dev/null; }
 can_make_venv() { "$1" -c 'import ensurepip, venv' </dev/null 2>/dev/null; }
@@ -84,17 +90,30 @@ if command -v flock >/dev/null; then # two runs at once take turns
     flock -n 9 || { say "waiting for another set-up of this folder" && flock 9; }
 fi
 
-if [ "$(cat "$state" 2>/dev/null)" = "$(wanted)" ] && .venv/bin/python -c 'import wamkit' </dev/null 2>/dev/null; then
+mark="" path="" maker=""
+{ read -r mark && read -r path && read -r maker; } 2>/dev/null <"$state" || true
+if [ "$mark" = "$(wanted)" ] && [ "$path" = "$here" ] && .venv/bin/python -c 'import wamkit' </dev/null 2>/dev/null; then
     has_gl .venv/bin/python || install_system "$gl_package"
     exit 0
 fi
 
-if [ "$(cat "$state" 2>/dev/null)" = installing ]; then
-    say "the last installation was interrupted; making .venv anew"
-    rm -rf .venv
-elif [ -e .venv ] && ! { is_recent .venv/bin/python && .venv/bin/python -m pip --version </dev/null >/dev/null 2>&1; }; then
-    say ".venv has no working Python 3.11 or newer with pip; making it anew"
-    rm -rf .venv
+make_venv=yes
+if [ -e .venv ]; then
+    if [ "$mark" = installing ]; then
+        reason="its first installation was interrupted"
+    elif [ "$maker" = ours ] && [ "$path" != "$here" ]; then
+        reason="it belongs to $path, and this checkout is $here"
+    elif ! { is_recent .venv/bin/python && .venv/bin/python -m pip --version </dev/null >/dev/null 2>&1; }; then
+        reason="it has no working Python 3.11 or newer with pip"
+    else
+        make_venv=""
+    fi
+    if [ -n "$make_venv" ]; then
+        [ "$maker" = ours ] || stop "there is a .venv that this script did not make, and $reason." \
+            "Put that right (.venv/bin/python -m ensurepip, or for one made by uv: uv pip install pip)," \
+            "or move .venv away, and run this again."
+        say ".venv is made anew: $reason"
+    fi
 fi
 
 python=$(find_python)
@@ -103,30 +122,34 @@ if [ -z "$python" ] && command -v "${WAMKIT_PYTHON:-python3}" >/dev/null; then
         "install a newer one, or name one: WAMKIT_PYTHON=/path/to/python3.11"
 fi
 missing=()
-[ -e .venv ] || can_make_venv "$python" || missing+=(python3-venv)
+[ -z "$make_venv" ] || can_make_venv "$python" || missing+=(python3-venv)
 has_gl "$python" || missing+=("$gl_package")
 if [ ${#missing[@]} -gt 0 ]; then
     install_system "${missing[@]}"
     python=$(find_python)
-    [ -e .venv ] || can_make_venv "$python" ||
+    [ -z "$make_venv" ] || can_make_venv "$python" ||
         stop "expected a Python 3.11 or newer that can make virtual environments, got ${python:-none}"
     has_gl "$python" || stop "$gl_package is installed, but Python cannot load libOSMesa; try: ldconfig"
 fi
 
-if [ ! -e .venv ]; then
+if [ -n "$make_venv" ]; then
     say "making .venv with $("$python" --version) ($python)"
+    rm -rf .venv
     mkdir .venv
-    echo installing >"$state"
+    maker=ours
+    remember installing
     "$python" -m venv .venv </dev/null >&2 || stop "$python -m venv .venv failed; its message is above"
-elif [ -e "$state" ]; then
-    echo installing >"$state" # a .venv that someone else made is not ours to delete, so it gets no such mark
+else
+    remember incomplete
 fi
 
 say "installing the package and its development extras into .venv (some minutes the first time)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 [ -t 2 ] || export PIP_QUIET=2 # in a log errors alone, on a terminal pip's progress bars
 install_cpu_torch
-.venv/bin/python -m pip install -e ".[dev]" -c constraints.txt </dev/null >&2 ||
+.venv/bin/python -m pip install -e ".[dev]" -c constraints.txt </dev/null >&2 || {
+    remember incomplete # pip left whole packages behind, so the next run goes on from them
     stop "pip could not install the package; its message is above. Run this again once that is mended."
-wanted >"$state"
+}
+remember "$(wanted)"
 say "ready: .venv/bin/wamkit --help"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ("bash", "cat", "cksum", "dirname", "flock", "head", "mkdir", "rm", "touch")
+TOOLS = ("bash", "cat", "cksum", "dirname", "flock", "head", "mkdir", "rm", "sed", "touch")
 
 # One program plays python3 and .venv/bin/python; files in the machine's folder say what the machine has.
 PYTHON = """#!/bin/bash
@@ -27,7 +27,7 @@ case "$*" in
     --version) [ -e "$MACHINE/old-python" ] && echo Python 3.9.2 || echo Python 3.11.2 ;;
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     "-m pip --version" | "-c import wamkit") ;;
-    "-m pip install -e"*) [ ! -e "$MACHINE/no-network" ] || { echo "pip: no network" >&2; exit 1; } ;;
+    "-m pip install -e"*) [ ! -e "$MACHINE/killed" ] || kill -KILL "$PPID" "$$"; [ ! -e "$MACHINE/no-network" ] || { echo "pip: no network" >&2; exit 1; } ;;
     *) exit 1 ;;
 esac
 """
@@ -40,16 +40,16 @@ echo "apt-get $*" >>"$MACHINE/log"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine of which `has` is true (`python3-venv`, `libosmesa6`, `old-python`, `no-network`, `broken-apt`)."""
+    """A machine of which `has` is true (`python3-venv`, `libosmesa6`, `old-python`, `no-network`, `killed`, ...)."""
 
     folder: Path
 
-    def setup(self, *, root: bool = True) -> subprocess.CompletedProcess[str]:
+    def setup(self, *, root: bool = True, project: str = "project") -> subprocess.CompletedProcess[str]:
         self._program("id", f"#!/bin/bash\necho {0 if root else 1000}\n")
         # Naming the Python keeps the script from finding the one of the machine that runs these tests.
         environment = {"PATH": str(self.folder / "bin"), "MACHINE": str(self.folder), "WAMKIT_PYTHON": "python3"}
         return subprocess.run(
-            ["/bin/bash", str(self.folder / "project" / "runs" / "setup.sh")],
+            ["/bin/bash", str(self.folder / project / "runs" / "setup.sh")],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -131,16 +131,69 @@ def test_a_second_run_installs_nothing_until_the_pins_change(machine: Machine) -
     assert any("pip install -e" in line for line in log) and not any("-m venv" in line for line in log)
 
 
+@has("python3-venv", "libosmesa6")
+def test_settings_of_tools_are_no_reason_to_install_again(machine: Machine) -> None:
+    assert machine.setup().returncode == 0
+    machine.log()
+    pyproject = machine.folder / "project" / "pyproject.toml"
+    text = pyproject.read_text()
+    pyproject.write_text(text + "[tool.ruff.format]\nquote-style = 'single'\n")
+    assert machine.setup().returncode == 0
+    assert not any("pip" in line for line in machine.log())
+    pyproject.write_text(text.replace("dependencies = [", 'dependencies = [\n    "another",'))
+    assert machine.setup().returncode == 0
+    assert any("pip install -e" in line for line in machine.log())
+
+
 @has("python3-venv", "libosmesa6", "no-network")
-def test_an_install_that_broke_off_is_made_anew(machine: Machine) -> None:
+def test_an_install_without_network_is_continued_in_place(machine: Machine) -> None:
     broken = machine.setup()
     assert broken.returncode == 1
     assert "pip: no network" in broken.stderr and "Run this again" in broken.stderr
-    (machine.venv / "half-installed").touch()
+    (machine.venv / "downloaded").touch()
     (machine.folder / "no-network").unlink()
+    assert machine.setup().returncode == 0
+    assert (machine.venv / "downloaded").exists()
+
+
+@has("python3-venv", "libosmesa6", "killed")
+def test_a_first_install_that_was_killed_is_made_anew(machine: Machine) -> None:
+    assert machine.setup().returncode != 0
+    (machine.venv / "half-installed").touch()
+    (machine.folder / "killed").unlink()
     mended = machine.setup()
     assert mended.returncode == 0 and "interrupted" in mended.stderr
     assert not (machine.venv / "half-installed").exists()
+
+
+@pytest.mark.parametrize("trouble", ["no-network", "killed"])
+@has("python3-venv", "libosmesa6")
+def test_an_update_that_fails_leaves_the_venv_and_is_tried_again(machine: Machine, trouble: str) -> None:
+    assert machine.setup().returncode == 0
+    (machine.venv / "precious").touch()
+    with (machine.folder / "project" / "constraints.txt").open("a") as pins:
+        pins.write("another==1.0\n")
+    (machine.folder / trouble).touch()
+    assert machine.setup().returncode != 0
+    machine.log()
+    (machine.folder / trouble).unlink()
+    assert machine.setup().returncode == 0
+    assert (machine.venv / "precious").exists() and any("pip install -e" in line for line in machine.log())
+
+
+@has("python3-venv", "libosmesa6")
+def test_a_copied_checkout_gets_a_venv_of_its_own(machine: Machine) -> None:
+    assert machine.setup().returncode == 0
+    (machine.venv / "from-elsewhere").touch()
+    (machine.folder / "project").rename(machine.folder / "original")
+    shutil.copytree(machine.folder / "original", machine.folder / "project")
+    (machine.folder / "project").rename(machine.folder / "copy")
+    (machine.folder / "original").rename(machine.folder / "project")
+    untouched = machine.setup()
+    assert (untouched.returncode, untouched.stderr) == (0, "") and (machine.venv / "from-elsewhere").exists()
+    copied = machine.setup(project="copy")
+    assert copied.returncode == 0 and f"belongs to {machine.folder / 'project'}" in copied.stderr
+    assert not (machine.folder / "copy" / ".venv" / "from-elsewhere").exists()
 
 
 @has("python3-venv", "libosmesa6")
@@ -149,13 +202,31 @@ def test_a_venv_of_someone_else_is_used_and_kept(machine: Machine) -> None:
     shutil.copy(machine.folder / "bin" / "python3", machine.venv / "bin" / "python")
     (machine.venv / "theirs").touch()
     assert machine.setup().returncode == 0
-    assert (machine.venv / "theirs").exists()
+    (machine.folder / "project").rename(machine.folder / "moved")
+    assert machine.setup(project="moved").returncode == 0
+    assert (machine.folder / "moved" / ".venv" / "theirs").exists()
     assert not any("-m venv" in line for line in machine.log())
 
 
+@pytest.mark.parametrize("python", ["gone", "without pip"])
 @has("python3-venv", "libosmesa6")
-def test_a_venv_whose_python_is_gone_is_made_anew(machine: Machine) -> None:
+def test_a_venv_of_someone_else_that_does_not_work_is_not_deleted(machine: Machine, python: str) -> None:
     (machine.venv / "bin").mkdir(parents=True)
+    if python == "gone":
+        (machine.venv / "bin" / "python").symlink_to("/no/such/python")
+    else:  # as `uv venv` makes it
+        (machine.venv / "bin" / "python").write_text('#!/bin/bash\n[[ "$*" != *pip* ]]\n')
+        (machine.venv / "bin" / "python").chmod(0o755)
+    (machine.venv / "theirs").touch()
+    done = machine.setup()
+    assert done.returncode == 1 and "did not make" in done.stderr and "with pip" in done.stderr
+    assert (machine.venv / "theirs").exists() and not any("install" in line for line in machine.log())
+
+
+@has("python3-venv", "libosmesa6")
+def test_our_venv_whose_python_is_gone_is_made_anew(machine: Machine) -> None:
+    assert machine.setup().returncode == 0
+    (machine.venv / "bin" / "python").unlink()
     (machine.venv / "bin" / "python").symlink_to("/no/such/python")
     done = machine.setup()
     assert done.returncode == 0 and "no working Python" in done.stderr
