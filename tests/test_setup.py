@@ -27,7 +27,9 @@ case "$*" in
     --version) [ -e "$MACHINE/old-python" ] && echo Python 3.9.2 || echo Python 3.11.2 ;;
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     "-m pip --version" | "-c import wamkit") ;;
-    "-m pip install -e"*) [ ! -e "$MACHINE/killed" ] || kill -KILL "$PPID" "$$"; [ ! -e "$MACHINE/no-network" ] || { echo "pip: no network" >&2; exit 1; } ;;
+    "-m pip install -e"*)
+        [ ! -e "$MACHINE/killed" ] || kill -KILL "$PPID" "$$"
+        [ ! -e "$MACHINE/no-network" ] || { echo "pip: no network" >&2; exit 1; } ;;
     *) exit 1 ;;
 esac
 """
