@@ -8,6 +8,7 @@ bash runs/setup.sh
 
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the test processes share the cores; more threads only wait for each other
+python="$PWD/.venv/bin/python" # .venv/bin/pytest and its like name an interpreter by path: in a copy, the original's
 failed=()
 
 gate() { # name, command...
@@ -15,10 +16,10 @@ gate() { # name, command...
     "${@:2}" </dev/null || failed+=("$1")
 }
 
-gate "ruff check" ruff check
-gate "ruff format" ruff format --check
-gate "mypy" mypy
-gate "pytest" pytest -n "${WAMKIT_TEST_WORKERS:-2}" --dist worksteal "$@"
+gate "ruff check" "$python" -m ruff check
+gate "ruff format" "$python" -m ruff format --check
+gate "mypy" "$python" -m mypy
+gate "pytest" "$python" -m pytest -n "${WAMKIT_TEST_WORKERS:-2}" --dist worksteal "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf '\nFailed: %s\n' "${failed[*]}" >&2
