@@ -96,6 +96,21 @@ def test_values_and_statistics(dataset: Path, capsys: pytest.CaptureFixture[str]
     assert LeRobotDataset(dataset).features["value"]["shape"] == [1]
 
 
+def test_a_labelled_dataset_takes_no_episodes_and_no_simulator_starts(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    assert main(["data", "values", str(copy), "--kind", "sparse"]) == 0
+    recorded = LeRobotDataset(copy).num_episodes
+    assert record(copy, "--episodes", str(recorded)) == 0, "nothing is missing, so nothing stands in the way"
+    caplog.set_level("INFO", logger="wamkit")
+    assert record(copy, "--episodes", str(recorded + 1)) == 2
+    message = capsys.readouterr().err
+    assert "added columns ['value']" in message and "into a new folder" in message
+    assert "simulators" not in caplog.text and LeRobotDataset(copy).num_episodes == recorded
+
+
 def test_inspection_tells_sound_from_damaged(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

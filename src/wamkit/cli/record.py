@@ -83,6 +83,8 @@ def run(options: Options) -> int:
             writer.set_notes({_NOTES: _settings(options)})
         _require_same_settings(_settings(options), writer.notes.get(_NOTES, {}), options.output)
         plan = RecordingPlan(writer, options.tasks, target_successes=options.episodes, max_attempts=max_attempts)
+        if _missing(plan):
+            writer.require_open_to_episodes()
         total = options.episodes * len(options.tasks)
         with ProgressBar(f"recording {options.output}", total, unit="episodes") as bar:
             bar.resume(_successes(plan.progress()))
@@ -146,12 +148,18 @@ def _require_same_settings(wanted: dict[str, Any], stored: dict[str, Any], outpu
         )
 
 
+def _missing(plan: RecordingPlan) -> int:
+    """Episodes that are still wanted, of tasks that were not given up."""
+    tasks = [task for task in plan.progress() if task.next_attempt < plan.max_attempts]
+    return sum(max(0, task.target - task.successes) for task in tasks)
+
+
 def _attempts(plan: RecordingPlan, factory: SimulatorFactory, options: Options) -> Iterator[Attempt]:
     """Outcomes of the attempts that the plan asks for; simulators run only if there is one."""
     from wamkit.data.record import run_attempts
     from wamkit.envs.workers import WorkerError, WorkerPool
 
-    missing = sum(max(0, task.target - task.successes) for task in plan.progress())
+    missing = _missing(plan)
     if not missing:
         return
     num_workers = min(options.workers or os.cpu_count() or 1, missing)

@@ -134,6 +134,20 @@ class LeRobotWriter:
             raise
         return index
 
+    def require_open_to_episodes(self) -> None:
+        """Check, before anything is simulated, that recorded episodes can fill every column of the dataset.
+
+        Raises:
+            ValueError: columns were added, such as value labels.
+        """
+        own = words.robot_features(self.robot, fps=1, video=self._video)
+        added = sorted(self._info["features"].keys() - own.keys())
+        if added:
+            raise ValueError(
+                f"{self.root} has the added columns {added}, which a recorded episode cannot fill; record all episodes "
+                "into a new folder and add the columns there afterwards (`wamkit data values` adds value)"
+            )
+
     def set_notes(self, notes: dict[str, Any]) -> None:
         """Store JSON facts without an episode.
 
@@ -248,14 +262,7 @@ class LeRobotWriter:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def _require_fit(self, episode: Episode) -> None:
-        added = sorted(
-            self._info["features"].keys() - words.robot_features(self.robot, fps=1, video=self._video).keys()
-        )
-        if added:
-            raise ValueError(
-                f"{self.root} has the added columns {added}, which a recorded episode cannot fill; record into a new "
-                "folder and compute the columns there"
-            )
+        self.require_open_to_episodes()
         widths = {"actions": len(self.robot.action), "state": len(self.robot.state)}
         for name, width in widths.items():
             values = getattr(episode, name)
