@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 
 import wamkit
@@ -18,6 +20,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_the_sources_and_says_when_they_differ(tmp_path: Path) -> None:
     package = tmp_path / "src" / "package"
     package.mkdir(parents=True)
@@ -33,6 +36,11 @@ def test_the_commit_is_that_of_the_sources_and_says_when_they_differ(tmp_path: P
     assert source_commit(package) == head, "only the sources count"
     (package / "__init__.py").write_text("x = 1")
     assert source_commit(package) == f"{head}+changes"
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert source_commit(Path(wamkit.__file__).parent) is None
 
 
 def test_versions_name_what_changes_numbers() -> None:
