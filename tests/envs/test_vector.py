@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -75,6 +76,58 @@ def test_a_dead_worker_truncates_its_sub_environment(line: SimulatorVectorEnv) -
     np.testing.assert_allclose(observation["agent_pos"][:, 0], [0.02, 0.04], atol=1e-6)
     line.reset(options={"reset_mask": np.array([True, False])})
     assert "error" not in line.step(FORWARD)[4]
+
+
+def line_request(task: str = "line", layout: int = 0) -> EpisodeRequest:
+    return EpisodeRequest(task=task, layout=layout, layout_seed=0, seed=0)
+
+
+def test_a_failed_reset_leaves_the_others_ready(line: SimulatorVectorEnv) -> None:
+    line.reset(seed=0)
+    line.step(FORWARD)
+    with pytest.raises(RuntimeError, match=r"1 of 2 simulators failed.*sub-environment 1 .task circle.*unknown task"):
+        line.reset(options={"requests": [line_request(layout=3), line_request("circle")]})
+    assert line.needs_reset.tolist() == [False, True]
+    assert [request.layout for request in line._requests if request] == [3, 1]
+    with pytest.raises(ValueError, match=r"\[1\] ended or were never reset"):
+        line.step(FORWARD)
+    observation, _ = line.reset(options={"reset_mask": line.needs_reset})
+    assert observation["agent_pos"].tolist() == [[0.0], [0.0]] and not line.needs_reset.any()
+    line.step(FORWARD)
+
+
+def test_a_failed_reset_does_not_use_up_a_layout(pool: WorkerPool) -> None:
+    environment = SimulatorVectorEnv(pool, ["line", "circle"])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="unknown task 'circle'"):
+            environment.reset()
+    assert environment._rounds == [2, 0]
+
+
+def test_an_unknown_task_is_refused_before_anything_is_reset(pool: WorkerPool) -> None:
+    with pytest.raises(ValueError, match="unknown task 'lime'; did you mean 'line'"):
+        SimulatorVectorEnv(pool, ["lime"], known_tasks=["line"])
+    environment = SimulatorVectorEnv(pool, ["line"], known_tasks=["line"])
+    environment.reset(seed=0)
+    environment.step(FORWARD)
+    with pytest.raises(ValueError, match="unknown task 'circle'"):
+        environment.reset(options={"requests": [line_request(), line_request("circle")]})
+    observation = environment.step(FORWARD)[0]
+    np.testing.assert_allclose(observation["agent_pos"][:, 0], [0.04, 0.04], atol=1e-6)
+
+
+def test_simulators_that_were_given_up_leave_no_other_busy(line_world: ModuleType, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    with WorkerPool(line_world.LineFactory(fail_if_exists=str(broken)), 2) as pool:
+        environment = SimulatorVectorEnv(pool, ["line"])
+        broken.touch()
+        os.kill(pool.process_ids[0], signal.SIGKILL)
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match="1 of 2 simulators failed"):
+                environment.reset(seed=0)
+        assert pool.process_ids[0] == 0, "given up"
+        assert environment.needs_reset.tolist() == [True, False]
+        assert not pool.is_busy(1) and pool.call(1, "reset", line_request()).state.tolist() == [0.0]
 
 
 def test_bad_arguments_are_refused(line: SimulatorVectorEnv) -> None:

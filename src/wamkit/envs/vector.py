@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from wamkit.envs import choices_error
 from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
 from wamkit.envs.workers import WorkerError, WorkerPool
 from wamkit.spec import RobotSpec
@@ -35,13 +36,26 @@ class SimulatorVectorEnv(VectorEnv):
         tasks: task ids; sub-environment i runs `tasks[i % len(tasks)]` unless a request says otherwise.
         layout_seed: seed of the family of layouts.
         max_episode_steps: the suite's step limit, for information.
+        known_tasks: all tasks of the suite (`wamkit.envs.suite_tasks`). When given, an unknown task is refused before
+            any simulator is asked to reset; otherwise the simulator that gets it refuses it.
+
+    Raises:
+        ValueError: no task, or one that is not known.
     """
 
     def __init__(
-        self, pool: WorkerPool, tasks: Sequence[str], *, layout_seed: int = 42, max_episode_steps: int = 500
+        self,
+        pool: WorkerPool,
+        tasks: Sequence[str],
+        *,
+        layout_seed: int = 42,
+        max_episode_steps: int = 500,
+        known_tasks: Sequence[str] = (),
     ) -> None:
         if not tasks:
             raise ValueError("expected at least one task, got none")
+        self._known_tasks = tuple(known_tasks)
+        self._require_known(tasks)
         self.pool = pool
         self.num_envs = len(pool)
         self.robot: RobotSpec = pool.robot
@@ -61,6 +75,11 @@ class SimulatorVectorEnv(VectorEnv):
         self._requests: list[EpisodeRequest | None] = [None] * self.num_envs
         self._frames: list[Frame | None] = [None] * self.num_envs
         self._needs_reset = np.ones(self.num_envs, dtype=bool)
+
+    @property
+    def needs_reset(self) -> np.ndarray:
+        """Bool `[n]`: sub-environments that must be reset before the next step; good as a `reset_mask`."""
+        return self._needs_reset.copy()
 
     @property
     def task(self) -> tuple[str, ...]:
@@ -87,8 +106,10 @@ class SimulatorVectorEnv(VectorEnv):
                 sub-environment in order, says which episodes instead of the default sequence.
 
         Raises:
-            ValueError: an unknown option, a mask or a list of requests of the wrong length, or an unknown task.
-            RuntimeError: a simulator failed while resetting.
+            ValueError: an unknown option, a mask or a list of requests of the wrong length, or a task that is not among
+                `known_tasks`; nothing was reset.
+            RuntimeError: simulators failed while resetting. The others are ready, and `needs_reset` names those to
+                reset again; their default sequence goes on where it was.
         """
         options = options or {}
         unknown = sorted(set(options) - {"reset_mask", "requests"})
@@ -101,16 +122,29 @@ class SimulatorVectorEnv(VectorEnv):
         if seed is not None:
             self._rounds = [0] * self.num_envs
         requests = options.get("requests")
+        is_default = requests is None
         if requests is None:
             requests = [self._next_request(index, seed) for index in chosen]
         if len(requests) != len(chosen):
             raise ValueError(f"expected {len(chosen)} requests, one per reset sub-environment, got {len(requests)}")
-        frames = self.pool.call_all(
-            {index: ("reset", request) for index, request in zip(chosen, requests, strict=True)}
-        )
+        self._require_known([request.task for request in requests])
+        # What a sub-environment was doing is over from here on, whether or not its reset succeeds.
+        self._needs_reset[chosen] = True
+        answers = self.pool.gather({index: ("reset", item) for index, item in zip(chosen, requests, strict=True)})
+        failed: list[str] = []
         for index, request in zip(chosen, requests, strict=True):
-            self._requests[index], self._frames[index] = request, frames[index]
-        self._needs_reset[chosen] = False
+            answer = answers[index]
+            if isinstance(answer, WorkerError):
+                failed.append(f"sub-environment {index} (task {request.task}, layout {request.layout}): {answer}")
+                continue
+            self._requests[index], self._frames[index] = request, answer
+            self._needs_reset[index] = False
+            self._rounds[index] += is_default
+        if failed:
+            raise RuntimeError(
+                f"{len(failed)} of {len(chosen)} simulators failed while resetting ({'; '.join(failed)}); the others "
+                "are ready; call reset(options={'reset_mask': environment.needs_reset}) for the rest"
+            )
         return self._observations(), self._info(np.zeros(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -177,14 +211,17 @@ class SimulatorVectorEnv(VectorEnv):
         if isinstance(seed, int):
             self._seed = seed
         own = seed[index] if isinstance(seed, Sequence) else None
-        request = EpisodeRequest(
+        return EpisodeRequest(
             task=self._tasks[index % len(self._tasks)],
             layout=index + self._rounds[index] * self.num_envs,
             layout_seed=self._layout_seed,
             seed=self._seed + index if own is None else own,
         )
-        self._rounds[index] += 1
-        return request
+
+    def _require_known(self, tasks: Sequence[str]) -> None:
+        for task in tasks:
+            if self._known_tasks and task not in self._known_tasks:
+                raise choices_error("task", task, self._known_tasks)
 
     def _last_frames(self) -> list[Frame]:
         frames = [frame for frame in self._frames if frame is not None]

@@ -228,9 +228,12 @@ class WorkerPool:
         busy = [worker for worker in range(len(self._workers)) if self.is_busy(worker)]
         if busy:
             raise ValueError(f"workers {busy} are busy; wait for their outcomes first")
-        for worker, request in requests.items():
-            self.submit(worker, *request)
         outcomes: dict[int, Any] = {}
+        for worker, request in requests.items():
+            try:
+                self.submit(worker, *request)
+            except RuntimeError as error:  # given up; raised here, it would leave the others busy
+                outcomes[worker] = WorkerError(str(error), kind="failed")
         while len(outcomes) < len(requests):
             outcomes.update(self.wait())
         return {worker: outcomes[worker] for worker in requests}
