@@ -1,6 +1,6 @@
 """Rotary position tables of LTX-Video and of WAV's experts, applied to the full width before heads are split.
 
-Source: WAV (arXiv 2604.14732) on LTX-Video; specs in the model's README.
+Source: LTX-Video (arXiv 2501.00103) for video, WAV (arXiv 2604.14732) and Genie-Envisioner for the experts.
 """
 
 from __future__ import annotations
