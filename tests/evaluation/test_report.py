@@ -16,6 +16,7 @@ import av
 import pytest
 
 from wamkit.evaluation.report import write_report
+from wamkit.evaluation.report_episodes import value_lines
 from wamkit.evaluation.results import EpisodeLog, Results
 from wamkit.trace import Trace
 
@@ -100,6 +101,17 @@ def test_real_frames_stand_under_the_imagined_ones(finished: Path, tmp_path: Pat
     # Per camera and call: four imagined frames, the present one, and those real ones that came before the end.
     real = sum(step + ahead <= len(trace) for step in told for ahead in (2, 4, 6, 8))
     assert page.counts["img"] == 2 * (5 * len(told) + real)
+
+
+def test_the_first_value_of_a_call_stands_at_its_step(finished: Path) -> None:
+    record = next(record for record in EpisodeLog(finished).read().values() if record.folder)
+    trace = Trace.load(finished / str(record.folder) / "trace.npz")
+    *lines, present = value_lines(trace)
+    for call, line in zip(trace.calls, lines, strict=True):
+        assert call.value is not None
+        assert list(line.x) == list(range(call.step, call.step + 8)) and list(line.y) == call.value.tolist()
+    assert list(present.x) == [call.step for call in trace.calls] and present.dots
+    assert list(present.y) == [line.y[0] for line in lines]
 
 
 def test_different_protocols_stand_in_different_tables(finished: Path, evaluated: Path, tmp_path: Path) -> None:

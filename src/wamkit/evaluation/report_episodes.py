@@ -175,20 +175,19 @@ def _picture(frame: np.ndarray) -> str:
     return f'<img src="{picture_uri(frame)}" alt="" loading="lazy">'
 
 
+def value_lines(trace: Trace) -> list[Line]:
+    """The imagined values of each policy call, then the first of each call, over control steps.
+
+    Value i of a call stands at the call's control step + i, as a policy is trained whose first action is the one
+    recorded beside the present observation (`action_offset=0`, the recipes' setting).
+    """
+    calls = [(call.step, call.value.tolist()) for call in trace.calls if call.value is not None]
+    lines = [Line(x=[step + i for i in range(len(value))], y=value, style="line-call") for step, value in calls]
+    return [*lines, Line(x=[step for step, _ in calls], y=[value[0] for _, value in calls], dots=True)]
+
+
 def _value_chart(trace: Trace) -> str:
-    calls = [call for call in trace.calls if call.value is not None]
-    lines = [
-        Line(x=[call.step + 1 + i for i in range(len(call.value))], y=call.value.tolist(), style="line-call")
-        for call in calls
-        if call.value is not None
-    ]
-    lines.append(
-        Line(
-            x=[call.step + 1 for call in calls],
-            y=[float(call.value[0]) for call in calls if call.value is not None],
-            dots=True,
-        )
-    )
+    lines = value_lines(trace)
     solved = np.flatnonzero(trace.success)
     marks = [Mark(x=float(solved[0] + 1), text="solved")] if len(solved) else []
     return line_chart(lines, title="Imagined value", x_label="control step", y_label="imagined value", marks=marks)
