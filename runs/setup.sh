@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes .venv ready on this machine: system packages, a virtual environment, the package with its development extras.
-# Running again takes a moment; what was cut off is continued or made anew, and so is a .venv whose checkout was moved or
-# copied. A .venv that someone else made is used, never deleted. The scripts beside this one call this one first.
+# Running again takes a moment. What was cut off is continued or made anew; after a move or copy of the checkout .venv is
+# made anew. One that someone else made is used, never deleted. The scripts beside this one call this one first.
 #
-#   WAMKIT_PYTHON=/path/to/python   use this Python (3.11 or newer) instead of the first one found
-#   MUJOCO_GL=egl                   the GPU renders, so the software GL library is not asked for
+#   WAMKIT_PYTHON=/path/to/python   use this Python (3.11 or newer, best 3.11 to 3.13) instead of one found
+#   MUJOCO_GL=osmesa                render with OSMesa, so ask for it even where EGL is there; egl: ask for nothing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,26 +25,55 @@ wanted() { { sed -n -E '/^\[(build-system|project)/,/^\[tool/p' pyproject.toml &
 remember() { printf '%s\n' "$1" "$here" "$maker" >"$state"; }
 
 is_recent() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' </dev/null 2>/dev/null; }
+has_wheels() { # mujoco 3.3.0 came before Python 3.14
+    "$1" -c 'import sys; raise SystemExit(sys.version_info >= (3, 14))' </dev/null 2>/dev/null
+}
 can_make_venv() { "$1" -c 'import ensurepip, venv' </dev/null 2>/dev/null; }
 
-# Without software GL a machine with no working GPU cannot render. PyOpenGL finds the library the same way.
+# MuJoCo renders with EGL on any device that it offers, else with OSMesa; the package looks for them in the same order.
 has_gl() {
-    [ "$(uname -s)" = Linux ] && [ "${MUJOCO_GL:-osmesa}" = osmesa ] || return 0
+    [ "$(uname -s)" = Linux ] || return 0
+    case "${MUJOCO_GL:-}" in
+        "") has_egl "$1" || has_osmesa "$1" ;;
+        osmesa) has_osmesa "$1" ;;
+    esac
+}
+
+has_egl() {
+    "$1" -c '
+import ctypes
+from ctypes.util import find_library
+ctypes.CDLL(find_library("OpenGL") or find_library("GL") or "libGL.so.1")
+egl = ctypes.CDLL(find_library("EGL") or "libEGL.so.1")
+egl.eglGetProcAddress.restype = ctypes.c_void_p
+address, count = egl.eglGetProcAddress(b"eglQueryDevicesEXT"), ctypes.c_int()
+query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+has_device = address and query(address)(0, None, ctypes.byref(count)) and count.value
+raise SystemExit(not has_device)' </dev/null 2>/dev/null
+}
+
+has_osmesa() {
     "$1" -c 'import ctypes.util; ctypes.CDLL(ctypes.util.find_library("OSMesa") or "libOSMesa.so.8")' </dev/null 2>/dev/null
 }
 
-# Prints the first recent Python that can make a virtual environment, else the first recent one, else nothing.
+# Prints the first Python from 3.11 that has wheels and can make a virtual environment, else the first that has wheels,
+# else the first newer one by the same rule, else nothing.
 find_python() {
-    local candidate recent=""
-    for candidate in ${WAMKIT_PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 /usr/bin/python3}; do
-        is_recent "$candidate" || continue
-        recent=${recent:-$candidate}
-        if can_make_venv "$candidate"; then
-            recent=$candidate
-            break
-        fi
+    local candidate found is_fitting candidates=(python3 python3.13 python3.12 python3.11 python3.14 /usr/bin/python3)
+    [ -z "${WAMKIT_PYTHON:-}" ] || candidates=("$WAMKIT_PYTHON")
+    for is_fitting in has_wheels is_recent; do
+        found=""
+        for candidate in "${candidates[@]}"; do
+            if ! is_recent "$candidate" || ! $is_fitting "$candidate"; then continue; fi
+            found=${found:-$candidate}
+            if can_make_venv "$candidate"; then
+                found=$candidate
+                break
+            fi
+        done
+        [ -z "$found" ] || break
     done
-    printf '%s' "$recent"
+    printf '%s' "$found"
 }
 
 # Installs system packages as root; anyone else gets the command to run.
@@ -133,6 +162,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 if [ -n "$make_venv" ]; then
+    has_wheels "$python" || say "found $("$python" --version) and none from 3.11 to 3.13, but mujoco 3.3.0 has no wheels" \
+        "for it; should its installation fail, install or name another: WAMKIT_PYTHON=/path/to/python3.13"
     say "making .venv with $("$python" --version) ($python)"
     rm -rf .venv
     mkdir .venv

@@ -21,8 +21,10 @@ TOOLS = ("bash", "cat", "cksum", "dirname", "flock", "head", "mkdir", "rm", "sed
 PYTHON = """#!/bin/bash
 echo "python $*" >>"$MACHINE/log"
 case "$*" in
-    *version_info*) [ ! -e "$MACHINE/old-python" ] ;;
+    *"version_info <"*) [ ! -e "$MACHINE/old-python" ] ;;
+    *"version_info >="*) [ ! -e "$MACHINE/new-python" ] || [ "${0##*/}" = python3.12 ] ;;
     *ensurepip*) [ -e "$MACHINE/python3-venv" ] ;;
+    *EGL*) [ -e "$MACHINE/egl" ] ;;
     *OSMesa*) [ -e "$MACHINE/libosmesa6" ] ;;
     --version) [ -e "$MACHINE/old-python" ] && echo Python 3.9.2 || echo Python 3.11.2 ;;
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -42,14 +44,17 @@ echo "apt-get $*" >>"$MACHINE/log"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine of which `has` is true (`python3-venv`, `libosmesa6`, `old-python`, `no-network`, `killed`, ...)."""
+    """A machine of which `has` is true (`python3-venv`, `egl`, `old-python`, `no-network`, `killed`, ...)."""
 
     folder: Path
 
-    def setup(self, *, root: bool = True, project: str = "project") -> subprocess.CompletedProcess[str]:
+    def setup(
+        self, *, root: bool = True, project: str = "project", python: str = "python3", gl: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         self._program("id", f"#!/bin/bash\necho {0 if root else 1000}\n")
         # Naming the Python keeps the script from finding the one of the machine that runs these tests.
-        environment = {"PATH": str(self.folder / "bin"), "MACHINE": str(self.folder), "WAMKIT_PYTHON": "python3"}
+        environment = {"PATH": str(self.folder / "bin"), "MACHINE": str(self.folder), "WAMKIT_PYTHON": python}
+        environment["MUJOCO_GL"] = gl
         return subprocess.run(
             ["/bin/bash", str(self.folder / project / "runs" / "setup.sh")],
             env=environment,
@@ -240,6 +245,28 @@ def test_gl_that_went_away_is_asked_for_again(machine: Machine) -> None:
     (machine.folder / "libosmesa6").unlink()
     done = machine.setup(root=False)
     assert done.returncode == 1 and "apt-get install -y libosmesa6\n" in done.stderr
+
+
+@pytest.mark.parametrize("root", [True, False])
+@has("python3-venv", "egl")
+def test_egl_will_do_unless_osmesa_is_asked_for(machine: Machine, root: bool) -> None:
+    done = machine.setup(root=root)
+    assert done.returncode == 0 and not any(line.startswith("apt-get") for line in machine.log())
+    done = machine.setup(root=root, gl="osmesa")
+    assert (done.returncode == 0) == root and "libosmesa6" in done.stderr
+
+
+@has("python3-venv", "libosmesa6", "new-python")
+def test_a_python_without_wheels_is_used_and_said(machine: Machine) -> None:
+    done = machine.setup()
+    assert done.returncode == 0 and "mujoco 3.3.0 has no wheels" in done.stderr
+
+
+@has("python3-venv", "libosmesa6", "new-python")
+def test_a_python_with_wheels_is_preferred(machine: Machine) -> None:
+    machine._program("python3.12", PYTHON)
+    done = machine.setup(python="")
+    assert done.returncode == 0 and "(python3.12)" in done.stderr and "wheels" not in done.stderr
 
 
 @has("old-python")
