@@ -69,6 +69,8 @@ def test_wav_trains_saves_and_acts_behind_pretrained_codecs(pretrained: Path, tm
     # every memory frame is encoded on its own: the current frame does not depend on the one before it
     alone = model.encode_frames(batch(settings).context[:, :, -1:])
     torch.testing.assert_close(encoded.memory[:, :, :, -1:], alone, atol=1e-5, rtol=1e-5)
+    drawn = model.encode(batch(settings), torch.Generator().manual_seed(1))  # training draws from the posterior
+    assert not torch.allclose(drawn.memory, encoded.memory)
     for objective in (wav.video_only(), wav.value_only(), wav.action_full()):
         loss, _ = model.loss(batch(settings), objective, torch.Generator().manual_seed(0))
         loss.backward()

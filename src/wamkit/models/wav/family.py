@@ -155,18 +155,25 @@ class WAV:
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The stage's loss on a batch of windows, and its parts."""
         self.forget()
-        return losses(self.network, self.config, self.encode(batch.to(self.device)), objective, generator)
+        return losses(self.network, self.config, self.encode(batch.to(self.device), generator), objective, generator)
 
     @torch.no_grad()
-    def encode(self, batch: Batch) -> EncodedBatch:
-        """Run the frozen codecs over a batch."""
+    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> EncodedBatch:
+        """Run the frozen codecs over a batch.
+
+        Args:
+            batch: windows.
+            generator: draws from the autoencoder's posterior, as training does; `None` takes its mode.
+        """
         future = None
         if batch.future is not None:
-            clips = self.video_codec.encode_clip(rearrange(batch.future, "b v t h w c -> (b v) t h w c"))
-            future = rearrange(clips, "(b v) c f h w -> b v c f h w", b=len(batch.future))
+            clips = rearrange(batch.future, "b v t h w c -> (b v) t h w c")
+            future = rearrange(
+                self.video_codec.encode_clip(clips, generator), "(b v) c f h w -> b v c f h w", b=len(batch.future)
+            )
         text, empty = self.text_encoder.encode(batch.task), self.text_encoder.encode([""])
         return EncodedBatch(
-            memory=self.encode_frames(batch.context),
+            memory=self.encode_frames(batch.context, generator),
             future=future,
             text=text.tokens,
             text_mask=text.mask,
@@ -179,9 +186,11 @@ class WAV:
         )
 
     @torch.no_grad()
-    def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Float[Tensor, "b v k t y x"]:
-        """Encode every frame on its own, as memory frames are."""
-        flat = self.video_codec.encode_frames(rearrange(video, "b v t h w c -> (b v t) h w c"))
+    def encode_frames(
+        self, video: UInt8[Tensor, "b v t h w c"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b v k t y x"]:
+        """Encode every frame on its own, as memory frames are; the posterior's mode without a generator."""
+        flat = self.video_codec.encode_frames(rearrange(video, "b v t h w c -> (b v t) h w c"), generator)
         return rearrange(flat, "(b v t) k y x -> b v k t y x", b=video.shape[0], v=video.shape[1])
 
     @torch.no_grad()
