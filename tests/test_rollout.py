@@ -16,8 +16,9 @@ from wamkit.envs.base import EpisodeRequest
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.envs.workers import WorkerPool
 from wamkit.rollout import EpisodeOutcome, rollout
-from wamkit.spec import SpecMismatch
+from wamkit.spec import PolicySpec, SpecMismatch
 from wamkit.trace import Trace
+from wamkit.types import ActionChunk
 
 pytestmark = pytest.mark.sim
 FACTORY = MetaWorldFactory(height=32, width=32)
@@ -144,6 +145,42 @@ def test_a_dead_worker_costs_its_episode_only(pool: WorkerPool, blind_presser: A
     retried = {o.index: o for o in rollout(Killer(pool.robot), pool, episodes(2, 1, 4), max_steps=12, retries=1)}
     assert [retried[i].attempts for i in range(3)] == [2, 1, 1]
     assert {i: course(o) for i, o in retried.items()} == undisturbed
+
+
+def test_an_idle_worker_takes_the_episode_of_one_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker 0 has solved its short episode; then worker 1 dies in its long one, and no replacement can start."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "envs")
+    import line_world
+
+    broken = tmp_path / "broken"
+
+    class Forward:
+        spec = PolicySpec(
+            family="forward",
+            robot=line_world.ROBOT,
+            num_context=1,
+            action_horizon=4,
+            execution_horizon=4,
+            normalization="none",
+        )
+
+        def reset(self, slots: Sequence[int], *, seeds: Sequence[int]) -> None:
+            pass
+
+        def act(self, slots: Sequence[int], **observation: Any) -> ActionChunk:
+            if list(slots) == [1] and not broken.exists():
+                broken.touch()
+                os.kill(pool.process_ids[1], signal.SIGKILL)
+            return ActionChunk(actions=torch.ones(len(slots), 4, 2))
+
+    requests = [EpisodeRequest(task="line", layout=layout, layout_seed=0, seed=0) for layout in (0, 3)]
+    with WorkerPool(line_world.LineFactory(fail_if_exists=str(broken)), 2) as pool:
+        outcomes = {o.index: o for o in rollout(Forward(), pool, requests, max_steps=30, retries=5)}
+        assert pool.process_ids[1] == 0, "given up"
+    assert [outcomes[index].success for index in (0, 1)] == [True, True]
+    assert [outcomes[index].steps for index in (0, 1)] == [5, 20] and outcomes[1].attempts > 1
 
 
 def test_simulators_that_all_fail_end_the_run(pool: WorkerPool, blind_presser: Any) -> None:

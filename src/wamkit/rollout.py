@@ -170,6 +170,7 @@ class _Rollout:
     groups: list[list[int]]
     on_steps: Callable[[int], None] | None
     running: dict[int, _Episode] = field(default_factory=dict)
+    given_up: set[int] = field(default_factory=set)
     failures_in_a_row: int = 0
     last_failure: str = ""
 
@@ -178,8 +179,7 @@ class _Rollout:
         self.waiting = deque((index, request, 1) for index, request in enumerate(self.requests))
 
     def run(self) -> Iterator[EpisodeOutcome]:
-        for worker in range(len(self.pool)):
-            self._start(worker)
+        self._start_idle()
         while self.running:
             # Take what has already arrived before choosing a group; block only when no group can be served.
             group = self._ready_group()
@@ -187,6 +187,7 @@ class _Rollout:
                 outcome = self._receive(worker, answer)
                 if outcome is not None:
                     yield outcome
+            self._start_idle()  # an episode of a worker that was given up may wait while others have nothing to do
             group = self._ready_group()
             if group is not None:
                 self._serve(group)
@@ -195,6 +196,11 @@ class _Rollout:
                 self.groups.append(group)
         if self.waiting:
             raise RuntimeError(f"no simulator is left for {len(self.waiting)} episodes: {self.last_failure}")
+
+    def _start_idle(self) -> None:
+        for worker in range(len(self.pool)):
+            if self.waiting and worker not in self.running and worker not in self.given_up:
+                self._start(worker)
 
     def _start(self, worker: int) -> None:
         self.running.pop(worker, None)
@@ -209,6 +215,7 @@ class _Rollout:
                 # The pool gave this worker up; the others take its episodes.
                 logger.error("%s", error)
                 self.last_failure = str(error)
+                self.given_up.add(worker)
                 self.waiting.appendleft((index, request, attempts))
                 del self.running[worker]
 

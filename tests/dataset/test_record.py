@@ -105,6 +105,34 @@ def test_workers_that_finish_in_any_order_give_the_same_dataset(uninterrupted, t
     assert snapshot(tmp_path) == snapshot(uninterrupted)
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_worker_that_was_given_up_leaves_its_attempts_to_the_others(uninterrupted, tmp_path, is_last):
+    running: dict[int, tuple[str, int]] = {}
+    lost: set[int] = set()
+
+    def submit(worker: int, task: str, index: int) -> None:
+        assert worker not in lost, "nothing is asked of it again"
+        if index == 4 and (is_last or worker == 1):
+            lost.add(worker)
+            raise RuntimeError(f"worker {worker} was given up")
+        running[worker] = (task, index)
+
+    def wait():
+        for worker in list(running):
+            yield worker, attempt_outcome(*running.pop(worker))
+
+    with LeRobotWriter(tmp_path, ROBOT) as writer:
+        plan = RecordingPlan(writer, TASKS, target_successes=4)
+        attempts = run_attempts(plan, num_workers=3, submit=submit, wait=wait)
+        if is_last:
+            with pytest.raises(RuntimeError, match=r"no simulator is left for 1 attempts: worker \d was given up"):
+                record(plan, attempts)
+            assert lost == {0, 1, 2} and writer.num_episodes == 2
+        else:
+            assert record(plan, attempts).is_complete and lost == {1}
+            assert snapshot(tmp_path / "meta" / "episodes") == snapshot(uninterrupted / "meta" / "episodes")
+
+
 def test_a_recording_in_pieces_equals_one_in_one_go(uninterrupted, tmp_path):
     for pieces in (1, 4, 2, 3, 100):
         with LeRobotWriter(tmp_path, ROBOT) as writer:

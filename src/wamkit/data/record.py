@@ -207,17 +207,31 @@ def run_attempts(
     Args:
         plan: the same plan that `record` gets.
         num_workers: workers, numbered from 0.
-        submit: starts (worker, task, attempt number) and returns at once.
+        submit: starts (worker, task, attempt number) and returns at once; a `RuntimeError` says that this worker was
+            given up, and another one gets the attempt.
         wait: blocks until at least one worker has finished; gives (worker, episode or why there is none).
+
+    Raises:
+        RuntimeError: every worker was given up.
     """
     running: dict[int, tuple[str, int]] = {}
     idle = deque(range(num_workers))
+    refused: deque[tuple[str, int]] = deque()
+    loss: RuntimeError | None = None
     while True:
-        while idle and (request := plan.next_request()) is not None:
+        while idle and (request := refused.popleft() if refused else plan.next_request()) is not None:
             worker = idle.popleft()
-            running[worker] = request
-            submit(worker, *request)
+            try:
+                submit(worker, *request)
+            except RuntimeError as error:  # this worker is gone for good; the others take its attempts
+                logger.error("%s", error)
+                loss = error
+                refused.appendleft(request)
+            else:
+                running[worker] = request
         if not running:
+            if refused:
+                raise RuntimeError(f"no simulator is left for {len(refused)} attempts: {loss}") from loss
             return
         for worker, outcome in wait():
             task, index = running.pop(worker)
