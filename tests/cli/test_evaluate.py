@@ -51,6 +51,7 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
         ({"tasks": ("drawer-open",)}, "no task drawer-open; it covers"),
         ({"planning": PlannerOptions(planner="cem")}, "unknown planner"),
         ({"max_steps": 0}, "expected max_steps >= 1"),
+        ({"memory_threshold": 0}, "expected memory_threshold >= 1"),
     ],
 )
 def test_wrong_options_are_told_before_the_policy_is_loaded(

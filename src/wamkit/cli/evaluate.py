@@ -55,6 +55,8 @@ class Options:
     """How the policy plans."""
     num_steps: int = 10
     """Denoising steps of the policy's decoder."""
+    memory_threshold: int = 1
+    """Executed actions per shift of the policy's observation memory."""
     device: str = "auto"
     """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     workers: int | None = None
@@ -80,6 +82,8 @@ def run(options: Options) -> int:
         layout_seed=options.layout_seed,
         seeds=options.seeds or None,
     )
+    if options.memory_threshold < 1:
+        raise ValueError(f"expected memory_threshold >= 1, got {options.memory_threshold}")
     # Wrong tasks and planners are told before anything heavy is loaded.
     protocol.requests(tasks=options.tasks, episodes=options.episodes)
     planner = options.planning.config()
@@ -94,7 +98,13 @@ def run(options: Options) -> int:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(options.policy, device=device, planner=planner, num_steps=options.num_steps)
+    policy = load_policy(
+        options.policy,
+        device=device,
+        planner=planner,
+        num_steps=options.num_steps,
+        memory_threshold=options.memory_threshold,
+    )
     warn_about_versions(read_policy(options.policy).training.get("versions", {}), package_versions())
     settings = {key: value for key, value in policy.settings.items() if key != "planner"}
     results = evaluate(
