@@ -13,7 +13,8 @@ class Episode:
     """T control steps. Row t holds the observation *before* action t, that action, and what it earned.
 
     Args:
-        actions: float32 `[T, a]`, physical units, as they were executed.
+        actions: float32 `[T, a]`, physical units: as they were executed or, in a demonstration with action noise, the
+            demonstrator's own ones without it; then the metadata's `record_actions` says which.
         state: float32 `[T, s]`, physical units.
         video: camera name -> uint8 `[T, h, w, 3]`, upright.
         reward: float32 `[T]`, the simulator's reward for action t.

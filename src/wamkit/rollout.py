@@ -2,7 +2,8 @@
 
 Each worker runs whole chunks of actions; the policy is asked for all workers of a group at once. With two groups the
 simulators of one run while the policy computes for the other. Every episode has its own slot memory and seed in the
-policy, so its course does not depend on which episodes ran beside it.
+policy, so it gets the same draws whatever runs beside it; its course is the same up to the rounding of batched
+arithmetic, which depends on the size of the batch.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def rollout(
     Args:
         policy: slot i of the policy is worker i of the pool.
         pool: idle workers. When the iteration is left early some of them are still busy: close the pool then.
-        requests: episodes to run; equal requests give equal outcomes whatever runs beside them.
+        requests: episodes to run; equal requests get equal draws whatever runs beside them, and outcomes that are
+            equal up to the rounding of batched arithmetic.
         max_steps: control steps after which an episode ends unsolved.
         execution_horizon: actions of each chunk that are run; by default the policy's own.
         record: positions in `requests` to record frame by frame. Recorded robots are served by calls of their own,

@@ -69,7 +69,8 @@ def evaluate(
     """Evaluate a policy under a protocol.
 
     Each finished episode is a line in `episodes.jsonl` at once; started again on the same folder, only what is missing
-    is run. The same policy, protocol and seeds give the same successes whatever the number of workers.
+    is run. The same policy, protocol and seeds mean the same draws whatever the number of workers; results are equal up
+    to the rounding of batched arithmetic, which a robot can now and then turn into another course.
 
     Args:
         policy: what acts.
