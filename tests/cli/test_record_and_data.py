@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +37,26 @@ def test_recording_continues_where_it_stopped(dataset: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "button-press-topdown-v3: 2/2 episodes, 0 attempts dropped" in shown and "added 1 episodes" in shown
     assert LeRobotDataset(dataset).num_episodes == 2
+
+
+def test_the_dataset_names_the_simulator_that_recorded_it(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    path = copy / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    (simulator,) = info["wamkit"]["notes"]["simulators"]
+    assert {key: simulator[key] for key in ("mujoco", "metaworld")} == {
+        name: importlib.metadata.version(name) for name in ("mujoco", "metaworld")
+    }
+    assert simulator["gl_backend"] in ("egl", "osmesa")
+    older = simulator | {"mujoco": "2.3.7"}
+    info["wamkit"]["notes"]["simulators"] = [older]
+    path.write_text(json.dumps(info))
+    assert record(copy, "--episodes", str(info["total_episodes"] + 1)) == 0
+    assert json.loads(path.read_text())["wamkit"]["notes"]["simulators"] == [older, simulator]
+    assert "'mujoco': '2.3.7'" in caplog.text
 
 
 @pytest.mark.parametrize(

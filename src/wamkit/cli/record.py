@@ -7,7 +7,9 @@ number of successes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import os
@@ -18,18 +20,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from wamkit.cli.evaluate import SIMULATORS
 from wamkit.envs import choices_error, suite_factory, suite_tasks
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
+from wamkit.envs.gl import choose_backend
 from wamkit.progress import ProgressBar
 
 if TYPE_CHECKING:
     from wamkit.data.record import Attempt, RecordingPlan, TaskProgress
+    from wamkit.data.writer import LeRobotWriter
     from wamkit.envs.base import SimulatorFactory
     from wamkit.episode import Episode
 
 logger = logging.getLogger(__name__)
 
 _NOTES = "demonstrations"
+_SIMULATORS = "simulators"
 _SEEDS_APART = 100_000  # noise seeds between one --seed and the next, so that no two recordings share noise
 
 
@@ -85,6 +91,7 @@ def run(options: Options) -> int:
         plan = RecordingPlan(writer, options.tasks, target_successes=options.episodes, max_attempts=max_attempts)
         if _missing(plan):
             writer.require_open_to_episodes()
+            _note_simulator(writer, options.output)
         total = options.episodes * len(options.tasks)
         with ProgressBar(f"recording {options.output}", total, unit="episodes") as bar:
             bar.resume(_successes(plan.progress()))
@@ -146,6 +153,20 @@ def _require_same_settings(wanted: dict[str, Any], stored: dict[str, Any], outpu
             f"{output} was recorded with other settings ({'; '.join(differences)}); continue it with the same ones, or "
             "record into another folder"
         )
+
+
+def _note_simulator(writer: LeRobotWriter, output: Path) -> None:
+    """Store which simulator packages record and what renders; a dataset recorded with several names each once."""
+    here = {"gl_backend": choose_backend()}
+    for package in SIMULATORS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            here[package] = importlib.metadata.version(package)
+    earlier = writer.notes.get(_SIMULATORS, [])
+    if here in earlier:
+        return
+    if earlier:
+        logger.warning("%s was recorded with %s so far, now with %s; pictures may differ", output, earlier[-1], here)
+    writer.set_notes(writer.notes | {_SIMULATORS: [*earlier, here]})
 
 
 def _missing(plan: RecordingPlan) -> int:
