@@ -7,11 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from wamkit.training.interrupt import only_run_in, stop_on_signals
+
+
+@pytest.fixture(autouse=True)
+def usual_handler() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored; here it has its usual effect."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_takes_its_usual_effect() -> None:
