@@ -14,7 +14,9 @@ from torch import Tensor
 
 from wamkit import verify
 from wamkit.cli.main import main
+from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.model import WAVTransformer
+from wamkit.nn.modulation import Timesteps
 
 DATA = Path(__file__).parent / "data" / "wav_tiny.safetensors"
 
@@ -46,10 +48,11 @@ def test_a_wrong_number_is_found(tmp_path: Path) -> None:
     assert main(["verify", "golden", str(tmp_path / "changed.safetensors")]) == 1
 
 
-def unseen_case(tmp_path: Path) -> Path:
-    """A case of other widths, view count and planner settings, recorded from this library's own full computation.
+def unseen_case(tmp_path: Path, experts: tuple[str, ...] = ("value", "action"), state: bool = True) -> Path:
+    """A case of other widths, views, batch and planner settings.
 
-    It cannot prove parity (nothing but the reference can); it proves that other shapes are read and evaluated.
+    Single calls are recorded from the joint forward pass, one observation at a time; the sampler and planner from this
+    library itself, which proves that other shapes are read and evaluated, not that they agree with the reference.
     """
     settings = json.loads(DATA.with_suffix(".json").read_text())
     case = copy.deepcopy(settings["cases"]["dualarm_tiny"])
@@ -64,8 +67,10 @@ def unseen_case(tmp_path: Path) -> Path:
         "max_view": 2,
         "action_in_channels": 5,
         "value_in_channels": 3,
+        "value_expert": "value" in experts,
+        "action_expert": "action" in experts,
     }
-    case |= {"batch": 1, "views": 1, "mem": 1, "future": 2, "height": 1, "width": 2, "action_len": 3, "value_len": 4}
+    case |= {"batch": 2, "views": 2, "mem": 1, "future": 2, "height": 1, "width": 2, "action_len": 3, "value_len": 4}
     explore = case["planner"]["explore_config"]
     explore |= {"explore_steps": 3, "dynamic_groups": 6, "value_groups": 4, "dynamic_elites": 0.5}
     model, rng = case["model"], torch.Generator().manual_seed(5)
@@ -74,46 +79,83 @@ def unseen_case(tmp_path: Path) -> Path:
         return torch.randn(*shape, generator=rng)
 
     torch.manual_seed(5)
-    network = WAVTransformer(verify.network_config(model))
+    network = WAVTransformer(verify.network_config(model)).eval()
     tensors = {f"w.{name}": value for name, value in network.state_dict().items()}
-    latents = normal(1, 4, 3, 1, 2)
-    told = torch.tensor([[0.0, 0.0] + [650.0] * 4])
+    latents, levels = normal(4, 4, 3, 1, 2), torch.tensor([650.0, 90.0])
+    told = torch.cat((torch.zeros(2, 2), levels[:, None].expand(2, 4)), dim=1).repeat_interleave(2, dim=0)
     tensors |= {
         "in.latents_bcfhw": latents,
         "in.latents_packed": latents.flatten(2).transpose(1, 2).contiguous(),
         "in.cond_mask": (told == 0).float(),
         "in.video_timestep": told,
-        "in.text": normal(1, 5, 6),
-        "in.text_mask": torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]),
-        "in.action": normal(1, 3, 5),
-        "in.action_timestep": torch.full((1, 3), 420.0),
-        "in.value": normal(1, 4, 3),
-        "in.value_timestep": torch.full((1, 4), 77.0),
-        "in.history_action_state": normal(1, 1, 5),
-        "pipe.memory_latents": latents[:, :, :1].contiguous(),
-        "pipe.plain.noise.video": normal(1, 4, 3, 1, 2),
-        "pipe.plain.noise.value": normal(1, 4, 3),
-        "pipe.plain.noise.action": normal(1, 3, 5),
-        "pipe.plan.noise.final.video": normal(1, 4, 3, 1, 2),
-        "pipe.plan.noise.final.value": normal(1, 4, 3),
-        "pipe.plan.noise.action": normal(1, 3, 5),
+        "in.text": normal(2, 5, 6),
+        "in.text_mask": torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0]]),
+        "in.action": normal(2, 3, 5),
+        "in.action_timestep": torch.tensor([[420.0], [7.0]]).expand(2, 3).contiguous(),
+        "in.value": normal(2, 4, 3),
+        "in.value_timestep": torch.tensor([[77.0], [990.0]]).expand(2, 4).contiguous(),
+        "pipe.memory_latents": latents[:2, :, :1].contiguous(),
     }
-    for k in range(3):
-        tensors[f"pipe.plan.noise.iter{k}.video"] = normal(6, 4, 3, 1, 2)
-        tensors[f"pipe.plan.noise.iter{k}.value"] = normal(24, 4, 3)
+    if state:
+        tensors["in.history_action_state"] = normal(2, 1, 5)
+    both = len(experts) == 2
+    if both:
+        for name in ("plain.noise", "plan.noise.final"):
+            tensors |= {f"pipe.{name}.video": normal(2, 4, 3, 1, 2), f"pipe.{name}.value": normal(1, 4, 3)}
+        tensors |= {"pipe.plain.noise.action": normal(1, 3, 5), "pipe.plan.noise.action": normal(1, 3, 5)}
+        for k in range(3):
+            tensors[f"pipe.plan.noise.iter{k}.video"] = normal(12, 4, 3, 1, 2)
+            tensors[f"pipe.plan.noise.iter{k}.value"] = normal(24, 4, 3)
     golden = verify.GoldenCase(name="other", settings=case, tensors=tensors, tolerances={})
     with torch.no_grad():
-        for prefix, made in (("out", verify.single_calls), ("pipe", verify.pipeline)):
-            tensors |= {f"{prefix}.{name}": value.contiguous() for name, value in made(network.eval(), golden).items()}
+        if both:
+            made = verify.pipeline(network, golden)
+            tensors |= {f"pipe.{name}": value.contiguous() for name, value in made.items()}
+        tensors |= joint_outputs(network, golden, experts)
     path = tmp_path / "unseen.safetensors"
     save_file({f"other/{name}": value.clone() for name, value in tensors.items()}, path)
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"cases": {"other": case}}))
     return path
 
 
+def joint_outputs(network: WAVTransformer, case: verify.GoldenCase, experts: tuple[str, ...]) -> dict[str, Tensor]:
+    """`out.video`, `out.value` and `out.action` from the joint forward pass, one observation at a time."""
+    given, outputs = case.group("in."), []
+    for row in range(2):
+        one, pair = slice(row, row + 1), slice(2 * row, 2 * row + 2)
+
+        def tokens(name: str, one: slice = one) -> ExpertTokens | None:
+            if name not in experts:
+                return None
+            state = given.get("history_action_state") if name == "action" else None
+            return ExpertTokens(
+                tokens=given[name][one],
+                timestep=given[f"{name}_timestep"][one, 0],
+                state_token=None if state is None else state[one],
+            )
+
+        outputs.append(
+            network(
+                given["latents_packed"][pair][None],
+                Timesteps.per_token(given["video_timestep"][pair][:1]),
+                network.read_text(given["text"][one], given["text_mask"][one]),
+                (3, 1, 2),
+                tokens("value"),
+                tokens("action"),
+            )
+        )
+    made = {"out.video": torch.cat([output.video[0] for output in outputs])}
+    made |= {f"out.{name}": torch.cat([getattr(output, name) for output in outputs]) for name in experts}
+    return made
+
+
 @pytest.mark.golden
-def test_cases_of_other_shapes_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = unseen_case(tmp_path)
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("experts", [("value", "action"), ("action",), ("value",), ()])
+def test_cases_of_other_shapes_are_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], experts: tuple[str, ...], state: bool
+) -> None:
+    path = unseen_case(tmp_path, experts, state)
     arguments = ["verify", "golden", str(path), "--spec", str(tmp_path / "settings.json")]
     assert main(arguments) == 0
     assert "tensors within tolerance" in capsys.readouterr().out
@@ -140,3 +182,25 @@ def test_files_that_are_no_golden_files_are_named(tmp_path: Path, capsys: pytest
         save_file(changed, cut)
         assert main(["verify", "golden", str(cut)]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cases": {}}, "describes no case"),
+        ({"cases": None}, "no case"),
+        ("views", "missing or malformed"),
+        ("planner", "missing or malformed"),
+    ],
+)
+def test_settings_that_miss_something_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object] | str, message: str
+) -> None:
+    settings = json.loads(DATA.with_suffix(".json").read_text())
+    if isinstance(change, str):
+        del settings["cases"]["libero_tiny"][change]
+    else:
+        settings |= change
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert main(["verify", "golden", str(DATA), "--spec", str(tmp_path / "settings.json")]) == 2
+    assert message in capsys.readouterr().err
