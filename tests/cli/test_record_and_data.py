@@ -68,6 +68,7 @@ def test_the_dataset_names_the_simulator_that_recorded_it(
         (("--suite", "metawrld"), "did you mean 'metaworld'"),
         (("--no-record-video",), "needs its videos"),
         (("--episodes", "0"), "1 or more successes"),
+        (("--workers", "0"), "--workers of 1 or more, got 0"),
         (("--max-attempts", "100001"), "max_attempts of at most 100000"),
     ],
 )

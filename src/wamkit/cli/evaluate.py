@@ -73,6 +73,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Evaluate; 1 when episodes were lost to simulator errors."""
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"expected --workers of 1 or more, got {options.workers}; leave it out for one per core")
     from wamkit.evaluation.protocol import get_protocol
 
     protocol = get_protocol(

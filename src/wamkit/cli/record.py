@@ -76,6 +76,8 @@ def run(options: Options) -> int:
     from wamkit.data.record import RecordingPlan, record
     from wamkit.data.writer import LeRobotWriter
 
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"expected --workers of 1 or more, got {options.workers}; leave it out for one per core")
     if not options.demonstration.record_video:
         raise ValueError("a dataset needs its videos; leave out --no-record-video")
     known = suite_tasks(options.suite)
