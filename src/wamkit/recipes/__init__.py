@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wamkit.recipes.run import Run
-from wamkit.recipes.wav_metaworld import debug, wav_metaworld
+from wamkit.recipes.wav_metaworld import debug, wav_metaworld, wav_metaworld_many
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "wav-metaworld": wav_metaworld,
+    "wav-metaworld-many": wav_metaworld_many,
     "debug": debug,
 }
