@@ -221,6 +221,7 @@ def small(
     """A useful policy in a small simulator, trained on a CPU in minutes.
 
     Time goes with the tokens of the video stream, so there are few: 16 a frame and view, one memory frame by default.
+    The value expert is narrow because a planner runs it on many rows.
     """
     network = NetworkConfig(
         latent_channels=32,
@@ -228,7 +229,7 @@ def small(
         num_heads=4,
         head_dim=32,
         text_width=64,
-        value=ExpertConfig(channels=value_channels, num_heads=4, head_dim=32, rope_base=57.0),
+        value=ExpertConfig(channels=value_channels, num_heads=2, head_dim=32, rope_base=57.0),
         action=ExpertConfig(channels=action_dim + state_dim, num_heads=4, head_dim=32, rope_base=54.0),
     )
     return WAVConfig(
