@@ -22,7 +22,7 @@ from wamkit.planning.config import REFERENCE, SHRINK_ONLY, PlannerConfig
 from wamkit.planning.config import WAV as WAV_PRESET
 from wamkit.policy import Policy, Transforms, load_policy
 from wamkit.spec import PolicySpec
-from wamkit.types import ActingPolicy, ActionChunk
+from wamkit.types import ActingPolicy, ActionChunk, Observation
 
 CONFIG = wav.tiny(action_dim=3, state_dim=3)
 PLANNER = dataclasses.replace(WAV_PRESET, iterations=2, num_videos=4, num_values=2, value_elites=0.25)
@@ -128,6 +128,33 @@ def test_recording_tells_what_was_imagined_and_changes_no_action() -> None:
     assert imagined.value.shape == (1, CONFIG.action_horizon)
     assert imagined.scores is not None and imagined.scores.shape == (1, 2, 8)
     assert set(recorded.timing) == {"encode", "plan", "act"} and min(recorded.timing.values()) >= 0
+
+
+@pytest.mark.parametrize("planner", [None, PLANNER])
+def test_a_prediction_is_what_the_policy_would_do(planner: PlannerConfig | None) -> None:
+    """With the frames that its memory would hold and the key of the call; no slot takes part."""
+    policy = make_policy(planner)
+    policy.reset([5], seeds=[11])
+    for row in (0, 4, 8):
+        chunk = act(policy, [5], [row], executed=4, record=True)
+    assert chunk.imagined is not None and chunk.imagined.video is not None and chunk.imagined.value is not None
+    observation = Observation(
+        video=VIDEO[[4, 8]].transpose(0, 1)[None], state=torch.from_numpy(EPISODE.state[[8]]), task=[EPISODE.task]
+    )
+    prediction = make_policy(planner).predict(observation, keys=[(11, 2)])
+    torch.testing.assert_close(prediction.actions, chunk.actions)
+    assert prediction.value is not None and prediction.states is not None and prediction.sampled.future is not None
+    torch.testing.assert_close(prediction.value, chunk.imagined.value)
+    assert torch.equal(prediction.sampled.future, chunk.imagined.video)
+    assert prediction.states.shape == (1, CONFIG.action_horizon, 3)
+    normalized = prediction.sampled.states
+    assert normalized is not None
+    torch.testing.assert_close(policy.transforms.state.normalize(prediction.states), normalized)
+    assert not torch.equal(policy.predict(observation, keys=[(11, 3)]).actions, prediction.actions)
+    with pytest.raises(ValueError, match="expected 2 frames of every camera and a key for each observation"):
+        policy.predict(dataclasses.replace(observation, video=observation.video[:, :, 1:]), keys=[(11, 2)])
+    with pytest.raises(ValueError, match=r"expected state of shape \(1, 3\)"):
+        policy.predict(dataclasses.replace(observation, state=torch.zeros(1, 4)), keys=[(11, 2)])
 
 
 def test_actions_leave_in_physical_units() -> None:

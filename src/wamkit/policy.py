@@ -25,7 +25,7 @@ from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
 from wamkit.planning.draws import SeededDraws
 from wamkit.spec import PolicySpec
-from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Sampled
+from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +152,7 @@ class Policy:
         for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
             self._slots[slot].memory.add(frames[row, :, :, 0], count)
         memory = torch.stack([self._slots[slot].memory.stack(dim=2) for slot in slots])
-        control = self.model.control_step(
-            memory, self.transforms.state.normalize(state.to(device)), list(task), self.num_steps
-        )
+        control = self._open(memory, state, task)
         draws = SeededDraws(keys=[(self._slots[slot].seed, self._slots[slot].calls) for slot in slots], device=device)
         encoded = time.perf_counter()
         chosen = self._plan(control, draws)
@@ -166,6 +164,45 @@ class Policy:
             self._slots[slot].calls += 1
         timing = {"encode": encoded - started, "plan": planned - encoded, "act": decoded - planned}
         return ActionChunk(actions=actions, imagined=self._imagined(sampled, chosen) if record else None, timing=timing)
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation, *, keys: Sequence[tuple[int, ...]]) -> Prediction:
+        """What the policy expects to follow some observations, beside which what came can be set.
+
+        No slot is read or changed: the memory is what `observation.video` holds. The same frames, state, sentence and
+        key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key.
+
+        Args:
+            observation: `spec.num_context` frames of every camera, the newest last; the newest frame's state, in
+                physical units; a sentence each.
+            keys: what each row's draws follow from, for instance (seed of the episode, number of the call).
+
+        Raises:
+            ValueError: inputs that do not fit the spec.
+        """
+        if observation.video.shape[2] != self.spec.num_context or len(keys) != len(observation.video):
+            raise ValueError(
+                f"expected {self.spec.num_context} frames of every camera and a key for each observation, got video of "
+                f"shape {tuple(observation.video.shape)} and {len(keys)} keys"
+            )
+        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task)
+        device = self._device()
+        memory = self.model.encode_frames(observation.video.to(device))
+        control = self._open(memory, observation.state, observation.task)
+        draws = SeededDraws(keys=keys, device=device)
+        chosen = self._plan(control, draws)
+        sampled = control.sample(draws, chosen, imagine=True)
+        states = None if sampled.states is None else self.transforms.state.denormalize(sampled.states).cpu()
+        return Prediction(
+            actions=self.transforms.action.denormalize(sampled.actions).cpu(),
+            states=states,
+            value=self._imagined(sampled, chosen).value,
+            sampled=sampled,
+        )
+
+    def _open(self, memory: Tensor, state: Tensor, task: Sequence[str]) -> Decoder:
+        normalized = self.transforms.state.normalize(state.to(memory.device))
+        return self.model.control_step(memory, normalized, list(task), self.num_steps)
 
     def _plan(self, control: Decoder, draws: SeededDraws) -> Plan | None:
         if self.planner is None:
@@ -202,18 +239,22 @@ class Policy:
         unknown = [slot for slot in slots if slot not in self._slots]
         if unknown:
             raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
+        self._check_inputs(video, state, task)
+
+    def _check_inputs(self, video: Tensor, state: Tensor, task: Sequence[str]) -> None:
+        """Refuse frames `b v h w c` and states that do not fit the spec."""
         robot = self.spec.robot
         camera = robot.cameras[0]
-        wanted = (len(slots), len(robot.cameras), camera.height, camera.width, 3)
+        wanted = (len(task), len(robot.cameras), camera.height, camera.width, 3)
         if tuple(video.shape) != wanted:
             raise ValueError(
                 f"expected video of shape (robots, cameras, height, width, 3) = {wanted} "
                 f"(cameras {', '.join(robot.camera_names)}), got {tuple(video.shape)}"
             )
-        if tuple(state.shape) != (len(slots), len(robot.state)):
+        if tuple(state.shape) != (len(task), len(robot.state)):
             names = ", ".join(channel.name for channel in robot.state)
             raise ValueError(
-                f"expected state of shape {(len(slots), len(robot.state))} ({names}), got {tuple(state.shape)}"
+                f"expected state of shape {(len(task), len(robot.state))} ({names}), got {tuple(state.shape)}"
             )
         if not torch.isfinite(state).all():
             raise ValueError("expected finite states, got NaN or infinity; check the robot's sensors")

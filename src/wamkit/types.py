@@ -125,12 +125,31 @@ class Sampled:
         value: value tokens in the network's space, or `None` when not asked for.
         future: imagined frames, or `None` when not asked for.
         future_steps: control steps after the observation at which each imagined frame lies.
+        states: normalised states predicted for the rows of `actions`, or `None` when not asked for or not predicted.
     """
 
     actions: Float[Tensor, "b p a"]
+    states: Float[Tensor, "b p s"] | None = None
     value: Float[Tensor, "b y z"] | None = None
     future: UInt8[Tensor, "b v t h w c"] | None = None
     future_steps: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a policy expects to follow an observation, in physical units and in the network's range.
+
+    Args:
+        actions: physical units.
+        states: states predicted for the rows of `actions`, physical units, or `None` for a family that predicts none.
+        value: value tokens' last channel, in the units of the value targets, or `None` for a policy without values.
+        sampled: the same as the network gave it, with the imagined frames.
+    """
+
+    actions: Float[Tensor, "b p a"]
+    states: Float[Tensor, "b p s"] | None
+    value: Float[Tensor, "b y"] | None
+    sampled: Sampled
 
 
 @runtime_checkable

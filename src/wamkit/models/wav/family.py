@@ -287,9 +287,11 @@ class WAVControl(ControlStep):
         actions = decoded.actions[..., : self.model.config.action_dim]
         if not imagine:
             return Sampled(actions=actions)
+        states = decoded.actions[..., self.model.config.action_dim :]
         stride, count = self.model.config.stride, self.model.config.num_future
         return Sampled(
             actions=actions,
+            states=states if states.shape[-1] else None,
             value=decoded.value,
             future=self.model.decode_future(self.imagine(video)),
             future_steps=tuple(range(stride, stride * count + 1, stride)),
