@@ -86,18 +86,29 @@ def from_rank_zero(make: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return make()
-    made: list[Any] = [None]
-    failed: list[Exception | None] = [None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            made[0] = make()
+            outcome[0] = make()
         except Exception as error:
-            failed[0] = error
-    outcome = [*made, *failed]
+            # Not the exception itself: some cannot be sent to another process.
+            kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
+            dist.broadcast_object_list([None, (kind, str(error))], src=0)
+            raise
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise outcome[1]
+        kind, message = outcome[1]
+        raise kind(message)
     return outcome[0]
+
+
+def any_process(is_so: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether it is so on any process."""
+    if world_size() == 1:
+        return is_so
+    flag = torch.tensor(int(is_so), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 def gathered(value: T) -> list[T]:
@@ -112,7 +123,7 @@ def gathered(value: T) -> list[T]:
 def local_device(device: torch.device | str) -> torch.device:
     """The device of this process: `cuda` becomes the GPU with the number that the launcher gave it."""
     wanted = torch.device(device)
-    if wanted.type == "cuda" and wanted.index is None and "LOCAL_RANK" in os.environ:
+    if str(wanted) == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return wanted
 

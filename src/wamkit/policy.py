@@ -262,12 +262,19 @@ class Policy:
     def _device(self) -> torch.device:
         return getattr(self.model, "device", torch.device("cpu"))
 
-    def save(self, path: Path, *, config: Mapping[str, Any], training: Mapping[str, Any]) -> Path:
-        """Write a policy folder, see `checkpoint.write_policy`."""
+    def save(
+        self,
+        path: Path,
+        *,
+        config: Mapping[str, Any],
+        training: Mapping[str, Any],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """Write a policy folder, see `checkpoint.write_policy`; `weights` stand in for the network's own."""
         return write_policy(
             path,
             family=self.spec.family,
-            network=self.model.network,
+            network=self.model.network if weights is None else weights,
             config=config,
             spec=self.spec,
             statistics=self.transforms.to_dict(),

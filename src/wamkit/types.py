@@ -98,6 +98,12 @@ class Batch:
         tensors: dict[str, Any] = {key: item.to(device) for key, item in vars(self).items() if isinstance(item, Tensor)}
         return dataclasses.replace(self, **tensors)
 
+    def rows(self, index: Sequence[int]) -> Batch:
+        """Some of the batch's windows."""
+        rows = list(index)
+        picked: dict[str, Any] = {key: item[rows] for key, item in vars(self).items() if isinstance(item, Tensor)}
+        return dataclasses.replace(self, **picked, task=[self.task[row] for row in rows])
+
 
 @runtime_checkable
 class Trainable(Protocol):

@@ -6,6 +6,7 @@ Run as a program it trains in a folder, so that a test can kill it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def make_stages(steps: tuple[int, int] = (4, 6), **changes: Any) -> list[TrainSt
     return [see, act]
 
 
-def make_save_policy(model: Regression) -> Any:
-    """Writes a policy folder with whatever weights the network holds."""
+def make_save_policy() -> Any:
+    """Writes a policy folder."""
     spec = PolicySpec(
         family="regression",
         robot=synthetic_robot(height=SIZE, width=SIZE),
@@ -141,9 +142,8 @@ def make_save_policy(model: Regression) -> Any:
         normalization="minmax",
     )
 
-    def save_policy(path: Path, training: dict[str, Any]) -> None:
-        network = model.network
-        write_policy(path, family="regression", network=network, config={}, spec=spec, statistics={}, training=training)
+    def save_policy(path: Path, training: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+        write_policy(path, family="regression", network=weights, config={}, spec=spec, statistics={}, training=training)
 
     return save_policy
 
@@ -153,7 +153,7 @@ def run(
 ) -> TrainReport:
     """Train in a folder, with settings that tests change one at a time."""
     model = model or Regression()
-    settings: dict[str, Any] = {"seed": 11, "save_every": 3, "save_policy": make_save_policy(model), "keep": 2}
+    settings: dict[str, Any] = {"seed": 11, "save_every": 3, "save_policy": make_save_policy(), "keep": 2}
     return train(model, stages or make_stages(), Windows, folder=folder, **{**settings, **changes})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,8 +209,8 @@ def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path) -> None:
         value=None,
     )
 
-    def save_policy(path: Path, training: dict[str, Any]) -> None:
-        Policy(model, spec, transforms).save(path, config=model.config.to_dict(), training=training)
+    def save_policy(path: Path, training: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+        Policy(model, spec, transforms).save(path, config=model.config.to_dict(), training=training, weights=weights)
 
     report = train(model, stages, WAVWindows, folder=tmp_path, seed=7, save_every=2, save_policy=save_policy)
     policy = load_policy(report.checkpoint, num_steps=2)

@@ -369,7 +369,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2, with no process group.*without the launcher"):
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2, with no process group and without RANK.*torchrun"):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -1,11 +1,14 @@
 """Train a recipe: wamkit train RECIPE --data.root DATASET --output FOLDER [any other setting of the recipe].
 
 The same command continues an interrupted run. The output folder holds metrics.jsonl, checkpoints/ and, when all stages
-are done, policy/.
+are done, policy/. Several GPUs or processes:
+
+    torchrun --nproc-per-node N -m wamkit.cli.main train RECIPE [the same settings]
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -32,6 +35,8 @@ def run(options: Run) -> int:
     from wamkit.recipes.execute import execute
 
     report = execute(options)
+    if os.environ.get("RANK", "0") != "0":
+        return int(report.stopped_by is not None)
     if report.stopped_by is not None:
         print(f"stopped by {report.stopped_by} after {report.steps} steps; the same command continues")
         return 1

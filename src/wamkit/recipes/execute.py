@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.data.lerobot import LeRobotDataset
@@ -17,12 +21,14 @@ from wamkit.data.stats import current_statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig
 from wamkit.models import family_module
+from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
 from wamkit.planning.draws import seeded
 from wamkit.policy import Policy, Transforms
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
 from wamkit.spec import PolicySpec, RobotSpec
 from wamkit.training.prefetch import BatchSource
+from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.trainer import TrainReport, train
 from wamkit.types import Batch
@@ -35,19 +41,23 @@ CODEC_BATCHES = 12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Batches:
-    """One stage's batches out of a loader."""
+    """One stage's batches out of a loader: of each, the rows of this process."""
 
     loader: WindowLoader
     needs_future: bool
 
     def batch(self, step: int) -> Batch:
-        return self.loader.batch(step, need_future=self.needs_future)
+        batch = self.loader.batch(step, need_future=self.needs_future)
+        return batch.rows(rows_of_this_process(self.loader.batch_size))
 
 
 def execute(run: Run, *, resume: bool = True) -> TrainReport:
     """Train what a recipe describes; `run.output / "policy"` holds the policy when all stages are done.
 
     Calling it again continues an interrupted run, and returns at once when all is done.
+
+    Under a launcher all processes train one model. Each reads the dataset and decodes its frames by itself, and builds
+    the whole network before it keeps its part; rank 0 alone computes statistics, fits codecs and writes policies.
 
     Args:
         run: the recipe.
@@ -57,7 +67,16 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         ValueError: dataset and model do not fit each other, the value column is missing, or the recipe changed since
             the checkpoint in the output folder.
         FileNotFoundError: no dataset.
+        RuntimeError: `WORLD_SIZE` and the process group disagree.
     """
+    device = run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with process_group(device, alone=run.precision != "fp32"), _rank_zero_speaks():
+        return _execute(run, local_device(device), resume)
+
+
+def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     if run.data.root == Path() or run.output == Path():
         raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
     dataset = LeRobotDataset(run.data.root)
@@ -80,7 +99,8 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
     family = family_module(run.model.family).FAMILY
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        model = family.create(run.model, _codecs(run, base, family, dataset.fingerprint()))
+        codecs = from_rank_zero(lambda: _codecs(run, base, family, dataset.fingerprint()))
+        model = family.create(run.model, codecs)
 
     def make_batches(stage: TrainStage) -> BatchSource:
         # stages draw other windows: the seed of each follows from its name
@@ -98,12 +118,9 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
     )
     policy = Policy(model, spec, transforms)
 
-    def save_policy(path: Path, training: dict[str, Any]) -> None:
-        policy.save(path, config=run.model.to_dict(), training=training)
+    def save_policy(path: Path, training: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+        policy.save(path, config=run.model.to_dict(), training=training, weights=weights)
 
-    device = run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     report = train(
         model,
@@ -115,6 +132,8 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         save_policy=save_policy,
         resume=resume,
         device=device,
+        precision=run.precision,
+        activation_checkpointing=run.activation_checkpointing,
         recipe={
             "model": plain(run.model),
             "data": plain(dataclasses.replace(run.data, root=Path(run.data.root.name))),
@@ -123,10 +142,27 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         data_fingerprint=dataset.fingerprint(),
     )
     done = run.output / "policy"
-    if report.stopped_by is None and (report.steps or not complete_folder(done).is_dir()):
+    if report.stopped_by is None and (report.steps or not from_rank_zero(complete_folder(done).is_dir)):
         # a policy that is there was made by an earlier call, and its record says by which code
-        save_policy(done, report.training)
+        weights = full_weights(model.network)
+        from_rank_zero(lambda: save_policy(done, report.training, weights))
     return report
+
+
+@contextlib.contextmanager
+def _rank_zero_speaks() -> Iterator[None]:
+    """Keep the other processes' progress, which would repeat rank 0's, from the terminal; not their warnings."""
+    if rank() == 0:
+        yield
+        return
+    ours = logging.getLogger("wamkit")
+    level = ours.level
+    ours.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        ours.setLevel(level)
 
 
 def _windows(run: Run) -> WindowConfig:
@@ -143,7 +179,7 @@ def _windows(run: Run) -> WindowConfig:
 
 
 def _transforms(run: Run, dataset: LeRobotDataset) -> Transforms:
-    statistics = current_statistics(dataset)
+    statistics = from_rank_zero(lambda: current_statistics(dataset))  # computing them writes a file
     value = ValueTransform.from_statistics(statistics[VALUE]) if VALUE in statistics else None
     width = run.model.value_channels
     if width and value is None:

@@ -44,6 +44,9 @@ class Run:
         seed: of every draw.
         save_every: steps between checkpoints.
         device: where the model is trained; `auto` takes a GPU if there is one.
+        precision: `bf16` computes in bf16 with fp32 weights, moments and gradient averages.
+        activation_checkpointing: keep only the inputs of each block for the backward pass and compute the rest again;
+            takes less memory and a third more time.
     """
 
     model: WAVConfig
@@ -54,3 +57,5 @@ class Run:
     seed: int = 0
     save_every: int = 200
     device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-
-import torch
 
 
 @dataclass
@@ -68,21 +65,3 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 f"another process is training in {folder}; wait for it, stop it, or choose another folder"
             ) from error
         yield
-
-
-def require_single_process() -> None:
-    """Refuse to run as one of several processes that would each believe they are alone and overwrite one another.
-
-    Raises:
-        RuntimeError: a launcher started several processes.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world.strip() in ("", "1"):
-        return
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    state = f"a process group of {torch.distributed.get_world_size()}" if grouped else "no process group"
-    raise RuntimeError(
-        f"the environment says WORLD_SIZE={world}, with {state}; this trainer runs as one process, and "
-        f"{world} copies of it would overwrite each other's checkpoints. Start it "
-        "without the launcher (or with --nproc-per-node 1)"
-    )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wamkit.training.sharding import local
 from wamkit.training.stage import TrainStage
 from wamkit.types import Trainable
 
@@ -85,6 +86,15 @@ def moments_to_tensors(optimizer: torch.optim.AdamW, trained: Mapping[str, nn.Pa
     return tensors
 
 
+def moments_like(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """For every moment that a trained parameter can have, a tensor of its shape, sharded as it is."""
+    return {
+        f"{moment}.{name}": torch.empty(()) if moment == "step" else parameter.detach()
+        for name, parameter in trained.items()
+        for moment in _MOMENTS
+    }
+
+
 def load_moments(
     optimizer: torch.optim.AdamW, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str
 ) -> None:
@@ -111,7 +121,7 @@ def load_moments(
 
 
 class MovingAverage:
-    """Exponential moving average of the trained parameters.
+    """Exponential moving average of the trained parameters; of sharded ones each process averages its own parts.
 
     Args:
         trained: the parameters to follow, by name.
@@ -128,7 +138,7 @@ class MovingAverage:
         """Take in the current weights; `num_updates` counts the updates before this one."""
         decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
         for name, average in self.tensors.items():
-            average.lerp_(self._trained[name].detach(), 1 - decay)
+            local(average).lerp_(local(self._trained[name].detach()), 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Take averages from a checkpoint.
@@ -142,13 +152,13 @@ class MovingAverage:
             differing = sorted(name for name in {**expected, **got} if expected.get(name) != got.get(name))
             raise ValueError(f"{source}: averages do not fit the trained parameters, for instance {differing[:5]}")
         for name, average in self.tensors.items():
-            average.copy_(tensors[name])
+            local(average).copy_(local(tensors[name]))
 
     @torch.no_grad()
     def adopt(self) -> None:
         """Make the averages the weights."""
         for name, parameter in self._trained.items():
-            parameter.copy_(self.tensors[name])
+            local(parameter).copy_(local(self.tensors[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -160,4 +170,4 @@ class MovingAverage:
         finally:
             with torch.no_grad():
                 for name, parameter in self._trained.items():
-                    parameter.copy_(own[name])
+                    local(parameter).copy_(local(own[name]))

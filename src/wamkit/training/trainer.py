@@ -2,6 +2,9 @@
 
 Batch and random draws of step n are pure functions of (seed, stage, n), so weights, moments, moving average and
 position are the whole state. On one process and one kind of machine a resumed run is bit for bit the uninterrupted one.
+
+Several processes (`wamkit.parallel.process_group`) train one model: each takes its rows of every batch and holds its
+part of the weights, and the loss curve is that of one process up to rounding. Rank 0 alone writes metrics and policies.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wamkit.parallel import (
+    any_process,
+    from_rank_zero,
+    gathered,
+    local_device,
+    mean_over_processes,
+    process_group,
+    rank,
+    rows_of_this_process,
+    world_size,
+)
 from wamkit.progress import ProgressBar
-from wamkit.training.interrupt import StopRequest, only_run_in, require_single_process, stop_on_signals
+from wamkit.training.interrupt import StopRequest, only_run_in, stop_on_signals
 from wamkit.training.log import MetricsLog
 from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource, prefetched
 from wamkit.training.record import training_record
+from wamkit.training.sharding import Precision, ShardedLoss, clip_gradients, recomputed_activations
 from wamkit.training.stage import TrainStage, learning_rate_at, recipe_differences, resolved_recipe
-from wamkit.training.state import Checkpoint, CheckpointStore, Position
+from wamkit.training.state import Checkpoint, CheckpointStore, Position, SavePolicy
 from wamkit.types import Batch, Trainable
 
 logger = logging.getLogger(__name__)
@@ -69,10 +84,12 @@ def train(
     folder: Path | str,
     seed: int,
     save_every: int,
-    save_policy: Callable[[Path, dict[str, Any]], None] | None = None,
+    save_policy: SavePolicy | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     resume: bool = True,
     device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    activation_checkpointing: bool = False,
     keep: int = 2,
     recipe: Mapping[str, Any] | None = None,
     data_fingerprint: str | None = None,
@@ -82,19 +99,25 @@ def train(
     Calling it again with the same recipe continues after the newest checkpoint, or returns at once when all is done.
     SIGTERM and SIGINT save after the current step and return.
 
+    Under a launcher, or in bf16, the weights are sharded (`ShardedLoss`) and stay so: `sharding.full_weights` gives
+    them whole. Another number of processes may continue a run as long as it divides every stage's batch.
+
     Args:
         model: what is trained; its `loss` draws from the generator it is given, which lives on the CPU.
         stages: in order.
-        make_batches: gives a stage's batches; batch number `step * accumulation + i` is the i-th of a step.
+        make_batches: gives a stage's batches; batch number `step * accumulation + i` is the i-th of a step. Of each, a
+            process gives `parallel.rows_of_this_process(stage.batch_size)`.
         folder: `metrics.jsonl` and `checkpoints/` go there.
         seed: of every draw.
         save_every: steps between checkpoints; the last step of a stage is always saved.
-        save_policy: writes a policy folder to a path (with `write_policy`), given the content of training.json; called
-            while the network holds the weights to publish, averaged if the stage averages them.
+        save_policy: writes a policy folder to a path (with `write_policy`), given the content of training.json and the
+            weights to publish, averaged if the stage averages them.
         log: called with every row of the metrics file, for instance to pass it on to a tracker.
         resume: continue from the folder's newest checkpoint; `False` insists on a folder without checkpoints.
         device: where the network and the batches go; codecs that a family keeps beside its network are moved by the
             caller.
+        precision: of the compute; weights, gradients' averages and moments are fp32 in any case.
+        activation_checkpointing: keep only the inputs of each block and compute the rest twice; changes no number.
         keep: newest checkpoints kept, besides the last one of each stage.
         recipe: the caller's own settings (model configuration, data), plain or dataclasses; recorded, and compared when
             resuming.
@@ -105,24 +128,32 @@ def train(
 
     Raises:
         ValueError: an unknown part, a changed recipe, a damaged checkpoint, a folder in use; it says what to do.
-        RuntimeError: started as one of several processes.
+        RuntimeError: `WORLD_SIZE` and the process group disagree.
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint stays.
         DiskFull: no room for a checkpoint; the last good one stays.
     """
-    require_single_process()
     if save_every < 1 or seed < 0:
         raise ValueError(f"expected save_every >= 1 steps and seed >= 0, got save_every={save_every} and seed={seed}")
-    folder = Path(folder)
-    resolved = resolved_recipe(stages, seed, {**(recipe or {}), "data_fingerprint": data_fingerprint})
+    folder, device = Path(folder), local_device(device)
+    own = {"data_fingerprint": data_fingerprint} | ({"precision": precision} if precision != "fp32" else {})
+    resolved = resolved_recipe(stages, seed, {**(recipe or {}), **own})
     for stage in stages:
         # An unknown part in the last stage must not be found out after the first has run.
         with restored_requires_grad(model.network):
             select_parameters(model, stage)
-    with only_run_in(folder):
+    with process_group(device, alone=precision != "fp32"), ExitStack() as stack:
+        for stage in stages:
+            rows_of_this_process(stage.batch_size)
+        from_rank_zero(lambda: stack.enter_context(only_run_in(folder)))
         store = CheckpointStore(folder / "checkpoints", keep)
         latest = store.latest()
         if latest is not None:
             _require_same_run(latest, resolved, folder, resume)
+        record = training_record(recipe=resolved, seed=seed, data_fingerprint=data_fingerprint)
+        if world_size() > 1:
+            record["num_processes"] = world_size()
+        model.network.to(device)
+        sharded = ShardedLoss(model, device, precision) if world_size() > 1 or precision != "fp32" else None
         run = _Run(
             model=model,
             stages=list(stages),
@@ -131,13 +162,20 @@ def train(
             save_every=save_every,
             save_policy=save_policy,
             log=log,
-            device=torch.device(device),
+            device=device,
             store=store,
             recipe=resolved,
-            record=training_record(recipe=resolved, seed=seed, data_fingerprint=data_fingerprint),
+            record=record,
+            sharded=sharded,
         )
-        with restored_requires_grad(model.network), _training_mode(model.network), torch.random.fork_rng():
-            return run.execute(folder, latest)
+        for context in (
+            restored_requires_grad(model.network),
+            _training_mode(model.network),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            recomputed_activations(model.network) if activation_checkpointing else nullcontext(),
+        ):
+            stack.enter_context(context)
+        return run.execute(folder, latest)
 
 
 @dataclass(kw_only=True)
@@ -149,21 +187,22 @@ class _Run:
     make_batches: Callable[[TrainStage], BatchSource]
     seed: int
     save_every: int
-    save_policy: Callable[[Path, dict[str, Any]], None] | None
+    save_policy: SavePolicy | None
     log: Callable[[dict[str, Any]], None] | None
     device: torch.device
     store: CheckpointStore
     recipe: dict[str, Any]
     record: dict[str, Any]
+    sharded: ShardedLoss | None
     started_s: float = field(default_factory=time.monotonic)
     checkpoint: Path | None = None
     steps: int = 0
     losses: dict[str, float] = field(default_factory=dict)
+    metrics: MetricsLog | None = None
 
     def execute(self, folder: Path, latest: Checkpoint | None) -> TrainReport:
         """Run what is left."""
         first, position = 0, None
-        self.model.network.to(self.device)
         if latest is not None:
             latest.load_network(self.model.network)
             self.checkpoint = latest.folder
@@ -172,14 +211,19 @@ class _Run:
             position = (latest.position.stage, latest.position.step)
             if first < len(self.stages):
                 logger.info("resuming after step %d of stage %r, from %s", position[1], position[0], latest.folder)
-        metrics = MetricsLog(folder / "metrics.jsonl", [stage.name for stage in self.stages], position)
         stopped_by = None
-        with closing(metrics), stop_on_signals() as request:
+        with ExitStack() as stack, stop_on_signals() as request:
+
+            def open_metrics() -> None:
+                metrics = MetricsLog(folder / "metrics.jsonl", [stage.name for stage in self.stages], position)
+                self.metrics = stack.enter_context(closing(metrics))
+
+            from_rank_zero(open_metrics)
             for index in range(first, len(self.stages)):
                 unfinished = latest if latest is not None and latest.position.stage_index == index else None
-                finished = self._run_stage(index, unfinished, request, metrics)
-                if request.signal is not None and not (finished and index == len(self.stages) - 1):
-                    stopped_by = request.signal
+                finished, stop = self._run_stage(index, unfinished, request)
+                if stop and not (finished and index == len(self.stages) - 1):
+                    stopped_by = next(filter(None, gathered(request.signal)))
                     logger.warning("stopped by %s; saved in %s; run again to continue", stopped_by, self.checkpoint)
                     break
         assert self.checkpoint is not None
@@ -194,10 +238,12 @@ class _Run:
             training=self.record,
         )
 
-    def _run_stage(self, index: int, unfinished: Checkpoint | None, request: StopRequest, metrics: MetricsLog) -> bool:
-        """Run a stage to its end, or until a stop is requested; says whether it ended."""
+    def _run_stage(self, index: int, unfinished: Checkpoint | None, request: StopRequest) -> tuple[bool, bool]:
+        """Run a stage to its end, or until a stop is requested; says whether it ended, and whether to stop."""
         stage = self.stages[index]
         trained = select_parameters(self.model, stage)
+        if self.sharded is not None:
+            self.sharded.begin_stage()
         optimizer = make_optimizer(stage, trained)
         average = MovingAverage(trained, stage.ema_decay) if stage.ema_decay is not None else None
         first = 0
@@ -206,13 +252,13 @@ class _Run:
             first = unfinished.position.step
         title = f"{index + 1}/{len(self.stages)} {stage.name}"
         batches = prefetched(self.make_batches(stage), first * stage.accumulation, stage.steps * stage.accumulation)
-        finished = False
+        finished = stop = False
         with closing(batches), ProgressBar(title, stage.steps, unit="steps") as progress:
             progress.resume(first)
             for step in range(first, stage.steps):
                 began_s = time.monotonic()
                 losses, grad_norm, num_samples = self._optimize(index, step, batches, trained, optimizer)
-                if step == first:
+                if step == first and rank() == 0:
                     _warn_about_idle_parts(self.model, stage, trained)
                 if average is not None:
                     average.update(step)
@@ -230,15 +276,15 @@ class _Run:
                     "samples_per_s": round(samples_per_s, 3),
                     "wall_s": round(time.monotonic() - self.started_s, 3),
                 }
-                metrics.append(row)
-                if self.log is not None:
-                    self.log(row)
+                self._report(row)
                 progress.update(step + 1, " ".join(f"{name} {value:.4g}" for name, value in losses.items()))
                 self.steps += 1
                 self.losses[stage.name] = losses["loss"]
-                stop = request.signal is not None  # read once: it may arrive at any moment
+                # Read once, for it may arrive at any moment, and on any process.
+                stop = any_process(request.signal is not None, self.device)
                 if finished or stop or (step + 1) % self.save_every == 0:
-                    metrics.sync()
+                    if self.metrics is not None:
+                        self.metrics.sync()
                     self.checkpoint = self.store.save(
                         position=Position(
                             stage_index=index,
@@ -257,7 +303,15 @@ class _Run:
                     )
                 if stop:
                     break
-        return finished
+        return finished, stop
+
+    def _report(self, row: dict[str, Any]) -> None:
+        """Write a step's row and hand it on, on rank 0."""
+        if self.metrics is None:
+            return
+        self.metrics.append(row)
+        if self.log is not None:
+            self.log(row)
 
     def _optimize(
         self,
@@ -272,38 +326,66 @@ class _Run:
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         episodes: list[int] = []
+        failure: str | None = None
         num_samples = 0
         for micro in range(stage.accumulation):
-            batch = next(batches).to(self.device)
-            num_samples += len(batch.task)
-            episodes += batch.episode_index.tolist()
+            batch = self._checked(next(batches), stage).to(self.device)
+            num_samples += stage.batch_size
             generator = step_generator(self.seed, index, step, micro)
             # Modules that know no generator (dropout) draw from the global ones; those repeat as well.
-            torch.default_generator.manual_seed(generator.initial_seed() + 1)
+            torch.default_generator.manual_seed(generator.initial_seed() + 1 + rank())
             if self.device.type == "cuda":
-                torch.cuda.manual_seed(generator.initial_seed() + 1)
-            loss, parts = self.model.loss(batch, stage.objective, generator)
+                torch.cuda.manual_seed(generator.initial_seed() + 1 + rank())
+            if self.sharded is not None:
+                self.sharded.exchange_gradients(micro + 1 == stage.accumulation)
+            loss, parts = (self.sharded or self.model.loss)(batch, stage.objective, generator)
             values = {"loss": _scalar(loss, stage)} | {name: float(value.detach()) for name, value in parts.items()}
-            if not math.isfinite(values["loss"]):
-                raise self._diverged(f"loss {values['loss']} {values}", stage, step, episodes)
+            episodes += batch.episode_index.tolist()
+            if failure is None and not math.isfinite(values["loss"]):
+                # The others are on their way into the backward pass, where all have to meet; so is this process.
+                failure = f"loss {values['loss']} {values}; {_origin(batch)}"
             (loss / stage.accumulation).backward()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value / stage.accumulation
-        norm = float(nn.utils.clip_grad_norm_(trained.values(), stage.max_grad_norm))
+        if any_process(failure is not None, self.device):
+            raise self._diverged(next(filter(None, gathered(failure))), stage, step)
+        sums = dict(zip(sums, mean_over_processes(list(sums.values()), self.device), strict=True))
+        norm = clip_gradients(trained, stage.max_grad_norm)
         if not math.isfinite(norm):
-            raise self._diverged(f"gradient norm {norm} at a finite loss {sums}", stage, step, episodes)
+            where = f"the batch came from episodes {sorted({item for own in gathered(episodes) for item in own})}"
+            raise self._diverged(f"gradient norm {norm} at a finite loss {sums}; {where}", stage, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(stage, step)
         optimizer.step()
         return sums, norm, num_samples
 
-    def _diverged(self, what: str, stage: TrainStage, step: int, episodes: list[int]) -> TrainingDiverged:
+    def _checked(self, batch: Batch, stage: TrainStage) -> Batch:
+        expected = len(rows_of_this_process(stage.batch_size))
+        if len(batch.task) != expected:
+            raise ValueError(
+                f"stage {stage.name!r}: expected {expected} of {stage.batch_size} windows on each of {world_size()} "
+                f"processes, got {len(batch.task)}; make_batches gives parallel.rows_of_this_process(batch_size)"
+            )
+        return batch
+
+    def _diverged(self, what: str, stage: TrainStage, step: int) -> TrainingDiverged:
         kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
         return TrainingDiverged(
-            f"stage {stage.name!r}, step {step + 1}: expected a finite loss and gradient, got {what}; the "
-            f"batch came from episodes {sorted(set(episodes))}; {kept}. Inspect those episodes, or train in a "
-            f"new folder with a lower learning rate than {learning_rate_at(stage, step):g} or a longer warm-up"
+            f"stage {stage.name!r}, step {step + 1}: expected a finite loss and gradient, got {what}; {kept}. Inspect "
+            f"those episodes, or train in a new folder with a lower learning rate than "
+            f"{learning_rate_at(stage, step):g} or a longer warm-up"
         )
+
+
+def _origin(batch: Batch) -> str:
+    """Where a batch came from; rows whose own numbers are not finite are named apart."""
+    damaged = torch.zeros(len(batch.task), dtype=torch.bool)
+    for tensor in (batch.state, batch.actions, batch.future_state, batch.value_targets):
+        if tensor is not None:
+            damaged |= ~tensor.isfinite().flatten(1).all(dim=1).cpu()
+    named = sorted(set(batch.episode_index.cpu()[damaged].tolist()))
+    data = f", of which {named} hold numbers that are not finite" if named else ""
+    return f"the batch came from episodes {sorted(set(batch.episode_index.tolist()))}{data}"
 
 
 def step_generator(seed: int, stage_index: int, step: int, micro: int) -> torch.Generator:
