@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "data": Command("wamkit.cli.data", "inspect a dataset, compute its statistics, write value targets into it"),
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
+    "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
     "verify": Command("wamkit.cli.verify", "compare this library with recorded numbers"),
     "report": Command("wamkit.cli.report", "turn evaluations into one self-contained HTML page"),
     "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from typing import Literal
 
 import numpy as np
@@ -199,6 +200,24 @@ def histogram_rows(
         )
     parts.append(f'<text class="label" x="{WIDTH / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     return _picture(parts, title, height)
+
+
+def standalone(chart: str, key: Sequence[tuple[str, str]]) -> str:
+    """A chart as a file of its own: with a name space, a style sheet, a white ground, a size and a key.
+
+    Args:
+        chart: from a function of this module.
+        key: style and meaning of the lines, written above them.
+    """
+    style = resources.files("wamkit.evaluation").joinpath("plot.css").read_text(encoding="utf-8")
+    opened, rest = chart.split(">", 1)
+    root = opened.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" ', 1)
+    words, x = [], float(LEFT)
+    for line, meaning in key:
+        words.append(f'<line class="{line}" x1="{x}" y1="7" x2="{x + 16}" y2="7"/>')
+        words.append(f'<text x="{x + 20}" y="11">{escape(meaning)}</text>')
+        x += 36 + 6.5 * len(meaning)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{root}><style>{style}</style>{"".join(words)}{rest}\n'
 
 
 def nice_ticks(low: Number, high: Number, count: int = 5) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,7 @@ SHOWN_WIDTH = 192
 """Width in pixels below which a camera's picture is enlarged; simulators render at 64 px, which nobody can watch."""
 HOLD_FRAMES = 12
 GAP = 4
+BAR, BAR_COLOUR = 8, (232, 160, 111)
 
 
 def show_side_by_side(video: Mapping[str, UInt8[np.ndarray, "t h w 3"]]) -> UInt8[np.ndarray, "t y x 3"]:
@@ -46,6 +47,31 @@ def encode_rollout(video: Mapping[str, UInt8[np.ndarray, "t h w 3"]], *, fps: in
     frames = show_side_by_side(video)
     held = np.concatenate([frames, frames[-1:].repeat(HOLD_FRAMES, axis=0)])
     # Seen from start to end, never by index: rare key-frames keep the file small.
+    return encode_video(held, fps=fps, settings=VideoSettings(crf=23, keyframe_interval=50))
+
+
+def encode_comparison(
+    *,
+    above: Mapping[str, UInt8[np.ndarray, "t h w 3"]],
+    below: Mapping[str, UInt8[np.ndarray, "t h w 3"]],
+    starts: Sequence[int],
+    fps: int,
+) -> bytes:
+    """An MP4 (H.264) of two films, cameras side by side, one film above the other.
+
+    The bar between them lights up on the frames at which a new prediction starts.
+
+    Args:
+        above: frames per camera, all equally long.
+        below: as many of the same sizes.
+        starts: numbers of the frames that light up.
+        fps: frames per second.
+    """
+    upper, lower = show_side_by_side(above), show_side_by_side(below)
+    bar = np.zeros((len(upper), BAR, upper.shape[2], 3), dtype=np.uint8)
+    bar[list(starts)] = BAR_COLOUR
+    frames = np.concatenate([upper, bar, lower], axis=1)
+    held = np.concatenate([frames, frames[-1:].repeat(max(1, fps // 2), axis=0)])
     return encode_video(held, fps=fps, settings=VideoSettings(crf=23, keyframe_interval=50))
 
 
