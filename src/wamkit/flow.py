@@ -6,6 +6,7 @@ direction; with t = 1 - sigma both are the same up to sign, and weights follow t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -33,15 +34,50 @@ def velocity(data: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]) -> Flo
     return noise - data
 
 
-def draw_sigma(count: int, generator: torch.Generator) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Draw training noise levels from the 1000-step grid.
+def training_sigma(u: Float[Tensor, "..."], *, bf16: bool = False) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Training noise levels from the 1000-step grid.
+
+    Args:
+        u: in [0, 1]; uniform, or warped by `logit_normal` or `mode`.
+        bf16: round both results to bf16, as a trainer does that keeps its table so; 500 different levels are left.
 
     Returns:
-        sigma_k = (1000 - k)/1000 with k = floor(1000 u), u uniform, and the timestep told to the network, 1000 sigma_k.
+        sigma_k = (1000 - k)/1000 with k = floor(1000 u), and the timestep told to the network, 1000 sigma_k.
     """
-    u = torch.rand(count, generator=generator, device=generator.device)
-    timestep = NUM_TRAIN_SIGMAS - (u * NUM_TRAIN_SIGMAS).floor().clamp(max=NUM_TRAIN_SIGMAS - 1)
-    return timestep / NUM_TRAIN_SIGMAS, timestep
+    timestep = NUM_TRAIN_SIGMAS - (u * NUM_TRAIN_SIGMAS).floor().clamp(0, NUM_TRAIN_SIGMAS - 1)
+    if not bf16:
+        return timestep / NUM_TRAIN_SIGMAS, timestep
+    sigma = (timestep / NUM_TRAIN_SIGMAS).bfloat16()
+    return sigma.float(), (sigma * NUM_TRAIN_SIGMAS).float()
+
+
+def logit_normal(u: Float[Tensor, "..."], mean: float, std: float) -> Float[Tensor, "..."]:
+    """Uniform numbers to logit-normal ones, sigmoid(mean + std n) with n the normal quantile of u.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", equation 19.
+    """
+    return torch.sigmoid(mean + std * torch.special.ndtri(u.double())).to(u.dtype)
+
+
+def mode(u: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
+    """Uniform numbers to ones with more (scale > 0) or less mass in the middle.
+
+    Source: Esser et al., equation 20.
+    """
+    return 1 - u - scale * (torch.cos(math.pi * u / 2).square() - 1 + u)
+
+
+def sigma_sqrt(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Loss weight 1/σ²."""
+    return sigma.square().reciprocal()
+
+
+def cosmap(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Loss weight 2/(π (1 - 2σ + 2σ²)).
+
+    Source: Esser et al., equation 21.
+    """
+    return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma.square()))
 
 
 def sigma_schedule(num_steps: int) -> tuple[float, ...]:

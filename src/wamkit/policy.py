@@ -20,10 +20,10 @@ from torch import Tensor
 from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
 from wamkit.chunking import ObservationMemory
 from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.draws import SeededDraws
 from wamkit.models import family_module
 from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
-from wamkit.planning.draws import SeededDraws
 from wamkit.spec import PolicySpec
 from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
 

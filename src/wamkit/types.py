@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from wamkit.draws import TrainingDraws
 from wamkit.spec import PolicySpec
 
 
@@ -118,7 +119,7 @@ class Trainable(Protocol):
     def parts(self) -> dict[str, list[str]]: ...
 
     def loss(
-        self, batch: Batch, objective: Any, generator: torch.Generator
+        self, batch: Batch, objective: Any, draws: TrainingDraws
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]: ...
 
 

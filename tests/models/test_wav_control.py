@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from wamkit.draws import SeededDraws
 from wamkit.flow import sigma_schedule
 from wamkit.models.wav.control import ControlStep, KeptFeatures, to_latents, to_tokens
 from wamkit.models.wav.experts import ExpertTokens
@@ -18,7 +19,6 @@ from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.nn.modulation import Timesteps
 from wamkit.planning.cem import plan
 from wamkit.planning.config import PlannerConfig
-from wamkit.planning.draws import SeededDraws
 
 from .wav_cases import CONFIG, GRID, NETWORK, VIEWS, generator, network, text
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from einops import rearrange
 
-from wamkit.models.wav import config as wav
-from wamkit.models.wav.config import WAVObjective
+from wamkit.models.wav import config
+from wamkit.models.wav import objective as wav
 from wamkit.models.wav.losses import losses
 from wamkit.models.wav.model import WAVTransformer, part_of
+from wamkit.models.wav.objective import WAVObjective
 from wamkit.models.wav.weights import load_weights
 from wamkit.nn.modulation import Timesteps
 
@@ -24,6 +25,7 @@ from .wav_cases import (
     TOKENS,
     VIEWS,
     action_tokens,
+    draws,
     encoded_batch,
     generator,
     network,
@@ -41,9 +43,11 @@ def timesteps(rows: int = BATCH) -> Timesteps:
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters"), [(wav.libero(), 2_305_605_785), (wav.dualarm(), 2_305_626_285)], ids=["libero", "dualarm"]
+    ("size", "parameters"),
+    [(config.libero(), 2_305_605_785), (config.dualarm(), 2_305_626_285)],
+    ids=["libero", "dualarm"],
 )
-def test_check_2_published_parameter_counts(size: wav.WAVConfig, parameters: int) -> None:
+def test_check_2_published_parameter_counts(size: config.WAVConfig, parameters: int) -> None:
     with torch.device("meta"):
         model = WAVTransformer(size.network)
     assert len(model.state_dict()) == 2420
@@ -195,7 +199,7 @@ def test_check_7_gradients_reach_exactly_the_table() -> None:
             "value": names["value"] | (names["video"] - VIDEO_HEAD),
             "action": names["action"] | (names["value"] - VALUE_HEAD) | (names["video"] - VIDEO_HEAD),
         }[stream]
-        total, parts = losses(model, CONFIG, encoded_batch(), objective, generator())
+        total, parts = losses(model, CONFIG, encoded_batch(), objective, draws())
         total.backward()
         assert set(parts) == {f"{stream}_loss"}
         reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -216,7 +220,7 @@ def test_check_7_a_step_changes_only_the_stage_parts() -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name) in trained)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        losses(model, CONFIG, encoded_batch(), objective, generator())[0].backward()
+        losses(model, CONFIG, encoded_batch(), objective, draws())[0].backward()
         expected = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         optimizer.step()
         changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}

@@ -10,7 +10,9 @@ import torch
 
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.data.transforms import Normalizer
+from wamkit.draws import TrainingDraws
 from wamkit.models.wav import config as wav
+from wamkit.models.wav import objective as stages
 from wamkit.models.wav.config import CodecConfig
 from wamkit.models.wav.family import WAV
 from wamkit.policy import Policy, Transforms, load_policy
@@ -69,10 +71,12 @@ def test_wav_trains_saves_and_acts_behind_pretrained_codecs(pretrained: Path, tm
     # every memory frame is encoded on its own: the current frame does not depend on the one before it
     alone = model.encode_frames(batch(settings).context[:, :, -1:])
     torch.testing.assert_close(encoded.memory[:, :, :, -1:], alone, atol=1e-5, rtol=1e-5)
-    drawn = model.encode(batch(settings), torch.Generator().manual_seed(1))  # training draws from the posterior
+    drawn = model.encode(
+        batch(settings), TrainingDraws(key=(1,), rows=range(2), num_rows=2)
+    )  # training draws from the posterior
     assert not torch.allclose(drawn.memory, encoded.memory)
-    for objective in (wav.video_only(), wav.value_only(), wav.action_full()):
-        loss, _ = model.loss(batch(settings), objective, torch.Generator().manual_seed(0))
+    for objective in (stages.video_only(), stages.value_only(), stages.action_full()):
+        loss, _ = model.loss(batch(settings), objective, TrainingDraws(key=(0,), rows=range(2), num_rows=2))
         loss.backward()
         assert torch.isfinite(loss)
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from wamkit.draws import TrainingDraws
 from wamkit.models.wav.config import CodecConfig, ExpertConfig, NetworkConfig, WAVConfig
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.losses import EncodedBatch
@@ -38,6 +39,10 @@ def network(seed: int = 0, **changes: object) -> WAVTransformer:
     """A network with random weights."""
     torch.manual_seed(seed)
     return WAVTransformer(dataclasses.replace(NETWORK, **changes)).eval()
+
+
+def draws(seed: int = 0, rows: int = 3) -> TrainingDraws:
+    return TrainingDraws(key=(seed,), rows=range(rows), num_rows=rows)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wamkit.draws import SeededDraws
 from wamkit.planning.cem import Plan, plan
 from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV, PlannerConfig
-from wamkit.planning.draws import SeededDraws
 from wamkit.planning.objective import score_values
 
 VIEWS, CHANNELS, FRAMES, MEMORY, SIDE = 2, 3, 3, 1, 2

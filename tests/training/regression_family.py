@@ -21,6 +21,7 @@ from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer
 from wamkit.data.windows import WindowConfig
+from wamkit.draws import TrainingDraws
 from wamkit.spec import PolicySpec
 from wamkit.training.stage import TrainStage
 from wamkit.training.trainer import TrainReport, train
@@ -61,14 +62,14 @@ class Regression:
         return {part: [name for name in names if name.startswith(part)] for part in ("eye", "hand")}
 
     def loss(
-        self, batch: Batch, objective: RegressionObjective, generator: torch.Generator
+        self, batch: Batch, objective: RegressionObjective, draws: TrainingDraws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = rearrange(batch.context[:, :, -1], "b v h w c -> b (v h w c)").float() / 127.5 - 1
         seen = self.network.eye(pixels)
         self.network.num_seen += len(pixels)
         see = (self.network.eye_state(seen) - batch.state).square().mean()
-        noise = torch.randn(batch.actions.shape, generator=generator)
-        sigma = torch.rand((len(noise), 1, 1), generator=generator)
+        noise = draws("noise", batch.actions.shape[1:])
+        sigma = draws.uniform("sigma", (1, 1))
         noisy = (1 - sigma) * batch.actions + sigma * noise
         velocity = self.network.hand(torch.cat([seen, noisy.flatten(1), sigma[:, 0]], dim=1))
         act = (velocity - (noise - batch.actions).flatten(1)).square().mean()

@@ -21,9 +21,10 @@ from torch import Tensor
 
 import wamkit
 from wamkit.checkpoint import read_policy
+from wamkit.draws import TrainingDraws
 from wamkit.training.interrupt import only_run_in
 from wamkit.training.log import read_metrics
-from wamkit.training.trainer import TrainingDiverged, step_generator, train
+from wamkit.training.trainer import TrainingDiverged, step_draws, train
 from wamkit.types import Batch
 from wamkit.weight_files import read_weights
 
@@ -278,7 +279,10 @@ def test_accumulation_averages_gradients(tmp_path: Path) -> None:
         network.eye[2].p = 0.0
     run(tmp_path, model=model, stages=[act])
     source = Windows(act)
-    losses = [twin.loss(source.batch(micro), act.objective, step_generator(11, 0, 0, micro))[0] for micro in range(2)]
+    losses = [
+        twin.loss(source.batch(micro), act.objective, step_draws(11, 0, 0, micro, act.batch_size))[0]
+        for micro in range(2)
+    ]
     (torch.stack(losses).mean()).backward()
     norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in twin.network.parameters()]))
     (row,) = metrics(tmp_path)
@@ -389,7 +393,7 @@ def test_wrong_parts_are_refused_before_anything_runs(tmp_path: Path) -> None:
 
 def test_a_part_that_the_loss_does_not_reach_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Detached(Regression):
-        def loss(self, batch: Batch, objective: RegressionObjective, generator: torch.Generator) -> Any:
+        def loss(self, batch: Batch, objective: RegressionObjective, draws: TrainingDraws) -> Any:
             # Only the eye is asked, so that the hand has no gradient at all.
             pixels = batch.context[:, :, -1].flatten(1).float() / 127.5 - 1
             return self.network.eye_state(self.network.eye(pixels)).square().mean(), {}

@@ -32,13 +32,30 @@ class TextTokens:
         return TextTokens(tokens=self.tokens.to(device), mask=self.mask.to(device))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentPosterior:
+    """What an encoder knows of normalized latents: independent Gaussians, or plain numbers.
+
+    Args:
+        mean: the mode.
+        std: spread, `None` for a codec without one.
+    """
+
+    mean: Float[Tensor, "n k ..."]
+    std: Float[Tensor, "n k ..."] | None = None
+
+    def sample(self, noise: Float[Tensor, "n k ..."]) -> Float[Tensor, "n k ..."]:
+        """Latents from standard normal numbers; the mode when there is no spread."""
+        return self.mean if self.std is None else self.mean + self.std * noise
+
+
 @runtime_checkable
 class VideoCodec(Protocol):
     """Pixels to normalized latents (about zero mean and unit variance per channel) and back.
 
     A clip of `1 + temporal * k` frames has `1 + k` latent frames: the first frame stands alone, each later latent frame
-    covers `temporal` frames. Height and width shrink by `spatial`. `generator` draws from the codec's posterior where
-    it has one; `None` gives the mode. A codec without a posterior gives the same latents either way.
+    covers `temporal` frames. Height and width shrink by `spatial`. `encode_…` gives the mode of the codec's posterior
+    (control), `posterior_…` all of it (training draws from it).
     """
 
     @property
@@ -50,16 +67,20 @@ class VideoCodec(Protocol):
     @property
     def channels(self) -> int: ...
 
-    def encode_frames(
-        self, frames: UInt8[Tensor, "n h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k y x"]:
+    def encode_frames(self, frames: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k y x"]:
         """Each frame on its own, as a one-frame video."""
         ...
 
-    def encode_clip(
-        self, clip: UInt8[Tensor, "n t h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k f y x"]:
+    def encode_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k f y x"]:
         """Each clip as one video."""
+        ...
+
+    def posterior_frames(self, frames: UInt8[Tensor, "n h w c"]) -> LatentPosterior:
+        """Each frame on its own; latents `n k y x`."""
+        ...
+
+    def posterior_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> LatentPosterior:
+        """Each clip as one video; latents `n k f y x`."""
         ...
 
     def decode_clip(self, latents: Float[Tensor, "n k f y x"]) -> UInt8[Tensor, "n t h w c"]:

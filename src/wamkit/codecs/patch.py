@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wamkit.atomic import atomic_file
-from wamkit.codecs.base import require_clip, require_frames
+from wamkit.codecs.base import LatentPosterior, require_clip, require_frames
 from wamkit.codecs.reference import read_settings, write_settings
 
 FORMAT_VERSION = 1
@@ -163,10 +163,8 @@ class PatchCodec:
         clip, explained["clip"] = _fit_clip_basis(clips, full, config, generator)
         return cls(config=config, frame=frame, clip=clip, explained=explained)
 
-    def encode_frames(
-        self, frames: UInt8[Tensor, "n h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k y x"]:
-        """Each frame on its own. There is no posterior: `generator` changes nothing.
+    def encode_frames(self, frames: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k y x"]:
+        """Each frame on its own.
 
         Raises:
             ValueError: wrong dtype, rank or channel count, or a size that is not a multiple of `patch`.
@@ -174,10 +172,16 @@ class PatchCodec:
         require_frames(frames, spatial=self.spatial)
         return self.encode_clip(frames[:, None])[:, :, 0]
 
-    def encode_clip(
-        self, clip: UInt8[Tensor, "n t h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k f y x"]:
-        """Each clip as one video. There is no posterior: `generator` changes nothing.
+    def posterior_frames(self, frames: UInt8[Tensor, "n h w c"]) -> LatentPosterior:
+        """`encode_frames`: this codec has no spread."""
+        return LatentPosterior(mean=self.encode_frames(frames))
+
+    def posterior_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> LatentPosterior:
+        """`encode_clip`: this codec has no spread."""
+        return LatentPosterior(mean=self.encode_clip(clip))
+
+    def encode_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k f y x"]:
+        """Each clip as one video.
 
         Raises:
             ValueError: as `encode_frames`, or a frame count that is not `1 + temporal * k`.

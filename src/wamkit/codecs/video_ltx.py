@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from wamkit.codecs.base import require_clip, require_frames, to_uint8, to_unit_range
+from wamkit.codecs.base import LatentPosterior, require_clip, require_frames, to_uint8, to_unit_range
 from wamkit.codecs.ltx_weights import ltx_vae_config, vae_folder, vae_from_folder, vae_from_original
 from wamkit.codecs.reference import WeightsReference, read_settings, write_settings
 
@@ -110,49 +110,48 @@ class LTXVideoCodec:
         """Type of the weights and of the computation; latents are float32 either way."""
         return next(self.vae.parameters()).dtype
 
-    @torch.no_grad()
-    def encode_frames(
-        self, frames: UInt8[Tensor, "n h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k y x"]:
-        """Each frame on its own, as a one-frame video.
+    def encode_frames(self, frames: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k y x"]:
+        """Each frame on its own, as a one-frame video; the posterior's mode.
 
         Args:
             frames: height and width are multiples of `spatial`.
-            generator: draws from the posterior (training); `None` takes its mode (control).
 
         Raises:
             ValueError: wrong dtype, rank, channel count or size.
         """
-        require_frames(frames, spatial=self.spatial)
-        return self.encode_clip(frames[:, None], generator)[:, :, 0]
+        return self.posterior_frames(frames).mean
 
-    @torch.no_grad()
-    def encode_clip(
-        self, clip: UInt8[Tensor, "n t h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n k f y x"]:
-        """Each clip as one video.
+    def encode_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> Float[Tensor, "n k f y x"]:
+        """Each clip as one video; the posterior's mode.
 
         Args:
             clip: `1 + temporal * k` frames.
-            generator: draws from the posterior (training); `None` takes its mode (control). The draw is the same
-                whatever `slice_size` is.
 
         Raises:
             ValueError: as `encode_frames`, or a frame count that is not `1 + temporal * k`.
         """
+        return self.posterior_clip(clip).mean
+
+    def posterior_frames(self, frames: UInt8[Tensor, "n h w c"]) -> LatentPosterior:
+        """The posterior of each frame on its own; latents `n k y x`. Arguments and errors as for `encode_frames`."""
+        require_frames(frames, spatial=self.spatial)
+        posterior = self.posterior_clip(frames[:, None])
+        assert posterior.std is not None
+        return LatentPosterior(mean=posterior.mean[:, :, 0], std=posterior.std[:, :, 0])
+
+    @torch.no_grad()
+    def posterior_clip(self, clip: UInt8[Tensor, "n t h w c"]) -> LatentPosterior:
+        """The posterior of each clip; latents `n k f y x`. Arguments and errors as for `encode_clip`."""
         require_clip(clip, spatial=self.spatial, temporal=self.temporal)
         n, t, height, width, _ = clip.shape
         shape = (n, self.channels, 1 + (t - 1) // self.temporal, height // self.spatial, width // self.spatial)
-        latents = torch.empty(shape, device=self.device)
-        noise = None if generator is None else self._normal(shape, generator)
+        mean, std = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
         for rows in self._slices(n):
             pixels = rearrange(to_unit_range(clip[rows].to(self.device)), "n t c h w -> n c t h w")
             posterior = self._vae.encode(pixels.to(self.dtype)).latent_dist
-            latents[rows] = posterior.mode().float()
-            if noise is not None:
-                latents[rows] += posterior.std.float() * noise[rows]
-        mean, std = self._statistic("latents_mean"), self._statistic("latents_std")
-        return (latents - mean) * self._settings.scaling_factor / std
+            mean[rows], std[rows] = posterior.mode().float(), posterior.std.float()
+        scale = self._settings.scaling_factor / self._statistic("latents_std")
+        return LatentPosterior(mean=(mean - self._statistic("latents_mean")) * scale, std=std * scale)
 
     @torch.no_grad()
     def decode_clip(

@@ -20,9 +20,9 @@ from wamkit.data.source import VALUE
 from wamkit.data.stats import current_statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig
+from wamkit.draws import seeded
 from wamkit.models import family_module
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
-from wamkit.planning.draws import seeded
 from wamkit.policy import Policy, Transforms
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from wamkit.models.wav import config as wav
-from wamkit.models.wav.config import WAVObjective
+from wamkit.models.wav import config
+from wamkit.models.wav import objective as wav
+from wamkit.models.wav.objective import WAVObjective
 from wamkit.recipes.run import Run
 from wamkit.training.stage import TrainStage
 
@@ -43,7 +44,7 @@ def _run(*, video_steps: int, value_steps: int, action_steps: int, ema_decay: fl
         value_weight=0.5,
     )
     return Run(
-        model=wav.small(),
+        model=config.small(),
         stages=(
             _stage("video_only", ("video",), video, steps=video_steps, ema_decay=ema_decay),
             _stage("value_only", ("value",), value, steps=value_steps, ema_decay=ema_decay),
@@ -57,7 +58,7 @@ def debug() -> Run:
     """WAV `tiny` for a few steps: a smoke run that takes seconds."""
     steps = 4
     return Run(
-        model=wav.tiny(),
+        model=config.tiny(),
         stages=(
             _stage("video_only", ("video",), wav.video_only(), steps=steps, batch_size=4),
             _stage("value_only", ("value",), wav.value_only(), steps=steps, batch_size=4),

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wamkit.draws import TrainingDraws, seeded
 from wamkit.parallel import (
     any_process,
     from_rank_zero,
@@ -103,7 +103,7 @@ def train(
     them whole. Another number of processes may continue a run as long as it divides every stage's batch.
 
     Args:
-        model: what is trained; its `loss` draws from the generator it is given, which lives on the CPU.
+        model: what is trained; its `loss` takes every random number from the draws that it is given.
         stages: in order.
         make_batches: gives a stage's batches; batch number `step * accumulation + i` is the i-th of a step. Of each, a
             process gives `parallel.rows_of_this_process(stage.batch_size)`.
@@ -331,14 +331,15 @@ class _Run:
         for micro in range(stage.accumulation):
             batch = self._checked(next(batches), stage).to(self.device)
             num_samples += stage.batch_size
-            generator = step_generator(self.seed, index, step, micro)
-            # Modules that know no generator (dropout) draw from the global ones; those repeat as well.
-            torch.default_generator.manual_seed(generator.initial_seed() + 1 + rank())
+            draws = step_draws(self.seed, index, step, micro, stage.batch_size, self.device)
+            # Modules that know no draws (dropout) draw from the global generators; those repeat as well.
+            global_seed = seeded(*draws.key, "global", rank()).initial_seed()
+            torch.default_generator.manual_seed(global_seed)
             if self.device.type == "cuda":
-                torch.cuda.manual_seed(generator.initial_seed() + 1 + rank())
+                torch.cuda.manual_seed(global_seed)
             if self.sharded is not None:
                 self.sharded.exchange_gradients(micro + 1 == stage.accumulation)
-            loss, parts = (self.sharded or self.model.loss)(batch, stage.objective, generator)
+            loss, parts = (self.sharded or self.model.loss)(batch, stage.objective, draws)
             values = {"loss": _scalar(loss, stage)} | {name: float(value.detach()) for name, value in parts.items()}
             episodes += batch.episode_index.tolist()
             if failure is None and not math.isfinite(values["loss"]):
@@ -388,17 +389,21 @@ def _origin(batch: Batch) -> str:
     return f"the batch came from episodes {sorted(set(batch.episode_index.tolist()))}{data}"
 
 
-def step_generator(seed: int, stage_index: int, step: int, micro: int) -> torch.Generator:
-    """The generator for one loss: a pure function of where training is, on the CPU whatever the network's device.
+def step_draws(
+    seed: int, stage_index: int, step: int, micro: int, batch_size: int, device: torch.device | str = "cpu"
+) -> TrainingDraws:
+    """The random numbers of one loss: a pure function of where training is, whatever the device and the processes.
 
     Args:
         seed: of the run.
         stage_index: which stage, from 0.
         step: optimiser steps of the stage completed before.
         micro: which batch of the step.
+        batch_size: rows of the global batch; this process draws for its own.
+        device: where the numbers are wanted.
     """
-    words = np.random.SeedSequence([seed, stage_index, step, micro]).generate_state(1, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]))
+    key = (seed, stage_index, step, micro)
+    return TrainingDraws(key=key, rows=rows_of_this_process(batch_size), num_rows=batch_size, device=device)
 
 
 def _require_same_run(latest: Checkpoint, recipe: dict[str, Any], folder: Path, resume: bool) -> None:

@@ -102,6 +102,7 @@ class WAVConfig:
         action_dim: control channels, the first channels of an action token.
         state_dim: state channels, the rest of an action token.
         has_state_token: prepend the current state to the action tokens.
+        value_dense: one value token per action; else one per future frame, for the row that the frame shows.
         name: size name, for the record.
     """
 
@@ -115,6 +116,7 @@ class WAVConfig:
     action_dim: int = 7
     state_dim: int = 8
     has_state_token: bool = True
+    value_dense: bool = True
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -154,6 +156,12 @@ class WAVConfig:
     def stride(self) -> int:
         """Actions per future frame."""
         return self.action_horizon // self.num_future
+
+    @property
+    def value_steps(self) -> tuple[int, ...]:
+        """Control steps after the observation that the value tokens stand for, counting from 1."""
+        first, every = (1, 1) if self.value_dense else (self.stride, self.stride)
+        return tuple(range(first, self.action_horizon + 1, every))
 
     @property
     def token_dim(self) -> int:
@@ -269,72 +277,3 @@ def tiny(*, num_views: int = 2, action_dim: int = 4, state_dim: int = 4, value_c
         state_dim=state_dim,
         name="tiny",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WAVObjective:
-    """What one training stage asks of WAV (paper section 4; public trainer).
-
-    Args:
-        video_weight: weight of the video loss; 0 skips the video target.
-        value_weight: weight of the value loss.
-        action_weight: weight of the action loss; 0 skips the action expert.
-        noisy_video: future video is pure noise (sigma 1), as it is at control time.
-        video_share: with `noisy_video`, share of each batch whose future is noised as in video training instead; these
-            rows carry the video loss and the others the expert losses, so that a stage that moves the video stream by
-            the action loss does not forget how to imagine.
-        pure_value: the value tokens that the action expert reads are pure noise, as they are at control time.
-        memory_noise: memory frames are perturbed by up to this fraction of noise (`noise_to_first_frame`).
-        caption_dropout: probability of replacing a task sentence by the empty one.
-        reference_timesteps: tell the network the timesteps that the public trainer tells it, which disagree with the
-            actual noise level of pure-noise streams; `False` tells the truth.
-        num_draws: noise draws of value and action tokens per observation; they share one pass of the video stream.
-        mask_padding: leave out of the losses rows past the end of the episode.
-    """
-
-    video_weight: float = 0.0
-    value_weight: float = 0.0
-    action_weight: float = 0.0
-    noisy_video: bool = False
-    video_share: float = 0.0
-    pure_value: bool = False
-    memory_noise: float = 0.0
-    caption_dropout: float = 0.0
-    reference_timesteps: bool = False
-    num_draws: int = 1
-    mask_padding: bool = False
-
-    def __post_init__(self) -> None:
-        if self.video_weight == self.value_weight == self.action_weight == 0:
-            raise ValueError("expected at least one of video_weight, value_weight and action_weight above 0, got all 0")
-        if not 0 <= self.video_share < 1:
-            raise ValueError(f"expected video_share in [0, 1), got {self.video_share}")
-        if self.noisy_video and bool(self.video_weight) != bool(self.video_share):
-            raise ValueError(
-                "noisy_video replaces the future by pure noise, except in the rows of video_share; set video_weight "
-                f"and video_share together, got {self.video_weight} and {self.video_share}"
-            )
-        if self.video_share and not self.noisy_video:
-            raise ValueError("video_share has no effect without noisy_video; leave it at 0")
-        if self.num_draws < 1:
-            raise ValueError(f"expected num_draws of 1 or more, got {self.num_draws}")
-
-    @property
-    def needs_future(self) -> bool:
-        """Whether future frames are read; pure noise replaces them otherwise."""
-        return not self.noisy_video or self.video_share > 0
-
-
-def video_only() -> WAVObjective:
-    """Stage 1: the video stream learns to predict."""
-    return WAVObjective(video_weight=1.0, memory_noise=0.1, caption_dropout=0.06)
-
-
-def value_only() -> WAVObjective:
-    """Stage 2: the value expert learns to read the video stream."""
-    return WAVObjective(value_weight=1.0, noisy_video=True, memory_noise=0.01)
-
-
-def action_full() -> WAVObjective:
-    """Stage 3: everything learns to act."""
-    return WAVObjective(action_weight=1.0, noisy_video=True, pure_value=True, memory_noise=0.01)

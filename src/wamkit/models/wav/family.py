@@ -12,12 +12,14 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from wamkit.codecs.base import TextEncoder, VideoCodec
+from wamkit.codecs.base import LatentPosterior, TextEncoder, VideoCodec
 from wamkit.codecs.load import load_text_encoder, load_video_codec
-from wamkit.models.wav.config import WAVConfig, WAVObjective
+from wamkit.draws import TrainingDraws
+from wamkit.models.wav.config import WAVConfig
 from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
+from wamkit.models.wav.objective import WAVObjective
 from wamkit.models.wav.weights import load_weights
 from wamkit.nn.modulation import Modulation
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
@@ -151,29 +153,32 @@ class WAV:
         return parts
 
     def loss(
-        self, batch: Batch, objective: WAVObjective, generator: torch.Generator
+        self, batch: Batch, objective: WAVObjective, draws: TrainingDraws
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The stage's loss on a batch of windows, and its parts."""
         self.forget()
-        return losses(self.network, self.config, self.encode(batch.to(self.device), generator), objective, generator)
+        return losses(self.network, self.config, self.encode(batch.to(self.device), draws), objective, draws)
 
     @torch.no_grad()
-    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> EncodedBatch:
+    def encode(self, batch: Batch, draws: TrainingDraws | None = None) -> EncodedBatch:
         """Run the frozen codecs over a batch.
 
         Args:
             batch: windows.
-            generator: draws from the autoencoder's posterior, as training does; `None` takes its mode.
+            draws: draws from the autoencoder's posterior, as training does; `None` takes its mode.
         """
+        num_rows, num_views = batch.context.shape[:2]
+        frames = rearrange(batch.context, "b v t h w c -> (b v t) h w c")
+        memory = self.video_codec.posterior_frames(frames)
         future = None
         if batch.future is not None:
             clips = rearrange(batch.future, "b v t h w c -> (b v) t h w c")
-            future = rearrange(
-                self.video_codec.encode_clip(clips, generator), "(b v) c f h w -> b v c f h w", b=len(batch.future)
-            )
+            future = _drawn(self.video_codec.posterior_clip(clips), draws, "future posterior", num_rows)
+            future = rearrange(future, "(b v) k f y x -> b v k f y x", b=num_rows)
+        memory_latents = _drawn(memory, draws, "memory posterior", num_rows)
         text, empty = self.text_encoder.encode(batch.task), self.text_encoder.encode([""])
         return EncodedBatch(
-            memory=self.encode_frames(batch.context, generator),
+            memory=rearrange(memory_latents, "(b v t) k y x -> b v k t y x", b=num_rows, v=num_views),
             future=future,
             text=text.tokens,
             text_mask=text.mask,
@@ -186,11 +191,9 @@ class WAV:
         )
 
     @torch.no_grad()
-    def encode_frames(
-        self, video: UInt8[Tensor, "b v t h w c"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "b v k t y x"]:
-        """Encode every frame on its own, as memory frames are; the posterior's mode without a generator."""
-        flat = self.video_codec.encode_frames(rearrange(video, "b v t h w c -> (b v t) h w c"), generator)
+    def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Float[Tensor, "b v k t y x"]:
+        """Encode every frame on its own, as memory frames are; the posterior's mode."""
+        flat = self.video_codec.encode_frames(rearrange(video, "b v t h w c -> (b v t) h w c"))
         return rearrange(flat, "(b v t) k y x -> b v k t y x", b=video.shape[0], v=video.shape[1])
 
     @torch.no_grad()
@@ -296,6 +299,14 @@ class WAVControl(ControlStep):
             future=self.model.decode_future(self.imagine(video)),
             future_steps=tuple(range(stride, stride * count + 1, stride)),
         )
+
+
+def _drawn(posterior: LatentPosterior, draws: TrainingDraws | None, stream: str, num_rows: int) -> Tensor:
+    """The mode, or latents drawn row by row of the batch."""
+    if draws is None or posterior.std is None:
+        return posterior.mean
+    shape = (len(posterior.mean) // num_rows, *posterior.mean.shape[1:])
+    return posterior.sample(draws(stream, shape).flatten(0, 1).to(posterior.mean.device))
 
 
 FAMILY = WAV

@@ -14,12 +14,15 @@ from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wamkit.flow import draw_sigma, expand, interpolate, velocity
-from wamkit.models.wav.config import WAVConfig, WAVObjective
+from wamkit.draws import TrainingDraws
+from wamkit.flow import cosmap, expand, interpolate, logit_normal, mode, sigma_sqrt, training_sigma, velocity
+from wamkit.models.wav.config import WAVConfig
 from wamkit.models.wav.control import to_tokens
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.model import WAVTransformer
+from wamkit.models.wav.objective import FlowWeighting, WAVObjective
 from wamkit.nn.modulation import Timesteps
+from wamkit.parallel import global_mean
 
 Losses = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]
 
@@ -54,17 +57,34 @@ class EncodedBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """Noise levels of some rows.
+
+    Args:
+        sigma: the level there is.
+        told: the timestep that the network is told.
+        weight: of the loss at that level.
+    """
+
+    sigma: Float[Tensor, "*r"]
+    told: Float[Tensor, "*r"]
+    weight: Float[Tensor, "*r"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Noised:
     """One expert's noisy rows with their targets.
 
     Args:
         tokens: what the network is given.
         target: noise - data of the rows the loss covers.
+        weight: of each of these rows' loss.
         skipped: leading rows of each observation that carry no loss.
     """
 
     tokens: ExpertTokens
     target: Float[Tensor, "r p c"]
+    weight: Float[Tensor, " r"]
     skipped: int = 0
 
 
@@ -83,11 +103,23 @@ def perturb_memory(
 
 
 def video_loss(
-    predicted: Float[Tensor, "b v l c"], target: Float[Tensor, "b v l c"], num_memory_tokens: int
+    predicted: Float[Tensor, "b v l c"],
+    target: Float[Tensor, "b v l c"],
+    num_memory_tokens: int,
+    weight: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Squared error on future tokens, averaged over all tokens (memory tokens count as 0)."""
-    error = (predicted - target)[:, :, num_memory_tokens:].float()
-    return error.square().sum() / predicted.numel()
+    """Squared error on future tokens, averaged over all tokens (memory tokens count as 0).
+
+    Args:
+        predicted: velocities of all tokens.
+        target: noise - data.
+        num_memory_tokens: leading tokens without loss.
+        weight: of each row's loss; 1 by default.
+    """
+    error = (predicted - target)[:, :, num_memory_tokens:].float().square()
+    if weight is not None:
+        error = error * expand(weight, error)
+    return global_mean(error.sum(), predicted.numel())
 
 
 def losses(
@@ -95,16 +127,19 @@ def losses(
     config: WAVConfig,
     batch: EncodedBatch,
     objective: WAVObjective,
-    generator: torch.Generator,
+    draws: TrainingDraws,
 ) -> Losses:
     """The weighted sum of the stage's losses, and each of them.
+
+    Several processes may hold some rows of a batch each: the mean of their results over processes (and so of their
+    gradients) is the result of one process with all rows.
 
     Args:
         network: in training mode.
         config: geometry of the windows.
         batch: encoded windows.
         objective: what the stage asks for.
-        generator: every noise level and noise number comes from it (CPU).
+        draws: every noise level and noise number comes from it.
 
     Raises:
         ValueError: value targets or future frames are needed and absent.
@@ -115,23 +150,26 @@ def losses(
                 f"the objective asks for a {name} loss, but this model has no {name} expert; set {name}_weight=0"
             )
     rows, device = len(batch.memory), batch.memory.device
-    sigma_video, told_video = draw_sigma(rows, generator)
-    shared = (sigma_video, told_video)  # the action stream has the same u1
+    level = _levels(draws, "level", (), objective.weighting)  # u1; the action stream has the same
     imagines = torch.ones(rows, dtype=torch.bool)  # rows whose future is partly there: they carry the video loss
+    video_level = level
     if objective.noisy_video:
-        imagines[_num_imagining(rows, objective.video_share) :] = False
-        sigma_video = torch.where(imagines, sigma_video, 1.0)
-        if not (objective.reference_timesteps and objective.action_weight == 0):
-            told_video = torch.where(imagines, told_video, 1000.0)
+        imagines = torch.tensor(draws.rows) < _num_imagining(draws.num_rows, objective.video_share)
+        hide = objective.reference_timesteps and objective.action_weight == 0
+        video_level = NoiseLevel(
+            sigma=torch.where(imagines, level.sigma, 1.0),
+            told=level.told if hide else torch.where(imagines, level.told, 1000.0),
+            weight=level.weight,
+        )
 
-    tokens, video_target = _noisy_video(config, batch, objective, sigma_video.to(device), generator)
+    tokens, video_target = _noisy_video(config, batch, objective, video_level.sigma.to(device), draws)
     area = config.grid[1] * config.grid[2]
     num_memory = config.num_context * area
-    timesteps = Timesteps.clean_then(num_memory, told_video.to(device), tokens.shape[2] - num_memory)
-    text, mask = _drop_captions(batch, objective.caption_dropout, generator)
+    timesteps = Timesteps.clean_then(num_memory, video_level.told.to(device), tokens.shape[2] - num_memory)
+    text, mask = _drop_captions(batch, objective, draws)
 
-    value = _noisy_value(config, batch, objective, generator)
-    action = _noisy_action(config, batch, objective, shared, generator)
+    value = _noisy_value(config, batch, objective, draws)
+    action = _noisy_action(config, batch, objective, level, draws)
     output = network(
         tokens,
         timesteps,
@@ -143,22 +181,24 @@ def losses(
     parts: dict[str, Tensor] = {}
     if video_target is not None and objective.video_weight:
         own = imagines.to(device)
-        parts["video"] = video_loss(output.video[own], video_target[own], num_memory)
+        parts["video"] = video_loss(
+            output.video[own], video_target[own], num_memory, video_level.weight.to(device)[own]
+        )
     keep = ~batch.is_padded if objective.mask_padding else torch.ones_like(batch.is_padded)
     if objective.video_share:
         keep = keep & ~imagines.to(device)[:, None]
     if value is not None and objective.value_weight:
         predicted = output.value.unflatten(0, (rows, -1))[:, value.skipped :].flatten(0, 1)
-        parts["value"] = _masked_mean((predicted - value.target).float().square(), keep)
+        parts["value"] = _masked_mean(predicted, value, keep[:, _value_rows(config)])
     if action is not None:
-        parts["action"] = _masked_mean((output.action - action.target).float().square(), keep)
+        parts["action"] = _masked_mean(output.action, action, keep)
     weights = {"video": objective.video_weight, "value": objective.value_weight, "action": objective.action_weight}
     total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
     return total, {f"{name}_loss": loss.detach() for name, loss in parts.items()}
 
 
 def _num_imagining(rows: int, share: float) -> int:
-    """Rows of a batch that carry the video loss: at least one, and never all."""
+    """Rows of a global batch that carry the video loss: at least one, and never all."""
     if not share:
         return 0
     if rows < 2:
@@ -168,14 +208,27 @@ def _num_imagining(rows: int, share: float) -> int:
     return min(max(1, round(rows * share)), rows - 1)
 
 
+def _levels(draws: TrainingDraws, stream: str, shape: tuple[int, ...], weighting: FlowWeighting) -> NoiseLevel:
+    """Noise levels `[b, *shape]` with the weights of their losses."""
+    u = draws.uniform(stream, shape).cpu()
+    if weighting.scheme == "logit_normal":
+        u = logit_normal(u, weighting.logit_mean, weighting.logit_std)
+    elif weighting.scheme == "mode":
+        u = mode(u, weighting.mode_scale)
+    sigma, told = training_sigma(u, bf16=weighting.bf16_sigmas)
+    weigh = {"sigma_sqrt": sigma_sqrt, "cosmap": cosmap}.get(weighting.scheme, torch.ones_like)
+    return NoiseLevel(sigma=sigma, told=told, weight=weigh(sigma))
+
+
 def _noisy_video(
-    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, sigma: Tensor, generator: torch.Generator
+    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, sigma: Tensor, draws: TrainingDraws
 ) -> tuple[Tensor, Tensor | None]:
     """Tokens of memory and future, and the velocity target of all tokens (memory targets are never used)."""
     memory = batch.memory
-    share = float(torch.rand((), generator=generator)) * objective.memory_noise
-    memory_noise = _noise(memory.shape, generator, memory)
-    noise = _noise((*memory.shape[:3], config.num_future_latents, *memory.shape[4:]), generator, memory)
+    share = draws.shared("memory share") * objective.memory_noise
+    memory_noise = _noise(draws, "memory", memory.shape[1:], memory) if share else torch.zeros_like(memory)
+    future_shape = (*memory.shape[1:3], config.num_future_latents, *memory.shape[4:])
+    noise = _noise(draws, "video", future_shape, memory)
     perturbed = to_tokens(perturb_memory(memory, memory_noise, sigma, share))
     if not objective.needs_future:
         return torch.cat((perturbed, to_tokens(noise)), dim=-2), None
@@ -186,31 +239,38 @@ def _noisy_video(
     return torch.cat((perturbed, to_tokens(future)), dim=-2), to_tokens(target)
 
 
+def _value_rows(config: WAVConfig) -> slice:
+    """Rows of the window that value tokens stand for."""
+    first, every = config.value_steps[0] - 1, config.value_steps[0]
+    return slice(first, None, every)
+
+
 def _noisy_value(
-    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, generator: torch.Generator
+    config: WAVConfig, batch: EncodedBatch, objective: WAVObjective, draws: TrainingDraws
 ) -> Noised | None:
     """Value rows: a pure-noise row for the action expert to read, then one row per draw for the value loss."""
     expert = config.network.value
     if expert is None or not (objective.value_weight or objective.action_weight):
         return None
     pure = 1 if objective.pure_value and objective.action_weight else 0
-    draws = objective.num_draws if objective.value_weight or not pure else 0
+    count = objective.num_draws if objective.value_weight or not pure else 0
     targets = batch.value_targets
-    if draws and targets is None:
+    if count and targets is None:
         raise ValueError("this stage reads value targets, but the batch has none; write them with `wamkit data values`")
-    rows, like = len(batch.memory), batch.memory
-    sigma, told = draw_sigma(rows * (pure + draws), generator)
-    sigma, told = sigma.reshape(rows, -1), told.reshape(rows, -1)
+    like = batch.memory
+    level = _levels(draws, "value level", (pure + count,), objective.weighting)  # u2
+    sigma, told = level.sigma.clone(), level.told.clone()
     if pure:
         sigma[:, 0] = 1.0
         if not objective.reference_timesteps:
             told[:, 0] = 1000.0
-    noise = _noise((rows, pure + draws, config.action_horizon, expert.channels), generator, like)
-    data = torch.zeros_like(noise[:, :1]) if targets is None else targets[:, None]
+    noise = _noise(draws, "value", (pure + count, len(config.value_steps), expert.channels), like)
+    data = torch.zeros_like(noise[:, :1]) if targets is None else targets[:, None, _value_rows(config)]
     noisy = interpolate(data.expand_as(noise).flatten(0, 1), noise.flatten(0, 1), sigma.flatten().to(like.device))
     return Noised(
         tokens=ExpertTokens(tokens=noisy, timestep=told.flatten().to(like.device)),
         target=(noise - data)[:, pure:].flatten(0, 1),
+        weight=level.weight[:, pure:].flatten().to(like.device),
         skipped=pure,
     )
 
@@ -219,44 +279,47 @@ def _noisy_action(
     config: WAVConfig,
     batch: EncodedBatch,
     objective: WAVObjective,
-    shared: tuple[Tensor, Tensor],
-    generator: torch.Generator,
+    first: NoiseLevel,
+    draws: TrainingDraws,
 ) -> Noised | None:
     """Action rows, `num_draws` per observation; the first shares the video stream's noise level."""
     if not objective.action_weight:
         return None
-    rows, like, draws = len(batch.memory), batch.memory, objective.num_draws
-    more = draw_sigma(rows * (draws - 1), generator)
-    sigma, told = (
-        torch.cat((first[:, None], other.reshape(rows, draws - 1)), dim=1).flatten().to(like.device)
-        for first, other in zip(shared, more, strict=True)
+    like, count = batch.memory, objective.num_draws
+    others = _levels(draws, "action level", (count - 1,), objective.weighting)
+    sigma, told, weight = (
+        torch.cat((getattr(first, key)[:, None], getattr(others, key)), dim=1).flatten().to(like.device)
+        for key in ("sigma", "told", "weight")
     )
-    data = repeat(batch.actions, "b p a -> (b m) p a", m=draws)
-    noise = _noise(data.shape, generator, like)
+    data = repeat(batch.actions, "b p a -> (b m) p a", m=count)
+    noise = _noise(draws, "action", (count, *batch.actions.shape[1:]), like).flatten(0, 1)
     state = None
     if config.has_state_token:
         state = torch.nn.functional.pad(batch.state, (config.action_dim, 0))
-        state = repeat(state, "b a -> (b m) 1 a", m=draws)
+        state = repeat(state, "b a -> (b m) 1 a", m=count)
     tokens = ExpertTokens(tokens=interpolate(data, noise, sigma), timestep=told, state_token=state)
-    return Noised(tokens=tokens, target=velocity(data, noise))
+    return Noised(tokens=tokens, target=velocity(data, noise), weight=weight)
 
 
 def _drop_captions(
-    batch: EncodedBatch, probability: float, generator: torch.Generator
+    batch: EncodedBatch, objective: WAVObjective, draws: TrainingDraws
 ) -> tuple[Float[Tensor, "b t e"], Bool[Tensor, "b t"]]:
     """Replace sentence and mask by those of the empty sentence, row by row with the given probability."""
-    if not probability:
+    if not objective.caption_dropout:
         return batch.text, batch.text_mask
-    dropped = (torch.rand(len(batch.text), generator=generator) < probability).to(batch.text.device)
+    dropped = (draws.uniform("caption") < objective.caption_dropout).to(batch.text.device)
     text = torch.where(dropped[:, None, None], batch.empty_text, batch.text)
+    if objective.reference_caption_mask:
+        return text, batch.text_mask
     return text, torch.where(dropped[:, None], batch.empty_mask, batch.text_mask)
 
 
-def _masked_mean(error: Float[Tensor, "r p c"], keep: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:
-    """Mean over the tokens that count; each observation's mask serves all its rows."""
+def _masked_mean(predicted: Float[Tensor, "r p c"], noised: Noised, keep: Bool[Tensor, "b p"]) -> Float[Tensor, ""]:
+    """Mean squared error over the tokens that count; each observation's mask serves all its rows."""
+    error = (predicted - noised.target).float().square() * expand(noised.weight, predicted)
     keep = repeat(keep, "b p -> (b m) p 1", m=len(error) // len(keep))
-    return (error * keep).sum() / (keep.sum() * error.shape[-1]).clamp(min=1)
+    return global_mean((error * keep).sum(), keep.sum() * error.shape[-1])
 
 
-def _noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+def _noise(draws: TrainingDraws, stream: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return draws(stream, shape).to(like.device, like.dtype)
