@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from wamkit.evaluation.open_loop import open_loop
 from wamkit.evaluation.open_loop_predictions import EpisodePrediction
 from wamkit.evaluation.open_loop_protocol import OpenLoopProtocol, make_protocol
 from wamkit.evaluation.open_loop_results import DatasetIdentity, OpenLoopResults, prediction_path, video_path
+from wamkit.evaluation.report import write_report
 from wamkit.evaluation.results import PolicyIdentity
 from wamkit.models.wav import config as wav
 from wamkit.planning.config import WAV
@@ -331,6 +335,48 @@ def test_damaged_results_are_explained(policy: Policy, tmp_path: Path) -> None:
         (out / "openloop.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=r"expected .*format"):
             OpenLoopResults.load(out)
+
+
+REPORT = """
+import sys
+from pathlib import Path
+from wamkit.evaluation.report import write_report
+write_report([], Path(sys.argv[2]), open_loop=[Path(sys.argv[1])])
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_report_shows_it_without_torch(policy: Policy, dataset: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "out", tmp_path / "report.html"
+    validate(policy, dataset, out, episodes=[0, 1, 2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", REPORT, str(out), str(page)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert 'id="openloop"' in text and 'id="success"' not in text
+    assert "<title>Open loop: tiny</title>" in text
+    assert text.count("data:video/mp4") == 2, "two episodes in detail"
+    # closeness, and 3 actions, 3 states and the value of both
+    assert text.count('<svg class="chart"') == 1 + 2 * 7
+    assert "Episodes 2 are in the numbers" in text
+    (out / "openloop.json").unlink()
+    with pytest.raises(FileNotFoundError, match="make it with `wamkit openloop`"):
+        write_report([], page, open_loop=[out])
+    with pytest.raises(ValueError, match="with --openloop"):
+        write_report([], page)
+
+
+def test_the_report_says_when_a_policy_saw_the_data_in_training(
+    folder: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out", tmp_path / "report.html"
+    arguments = ["openloop", str(folder), "--data", str(dataset), "--num-steps", "2", "--output", str(out)]
+    assert main([*arguments, "--no-video"]) == 0
+    assert main(["report", "--openloop", str(out), "--output", str(page)]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert "The policy was trained on this dataset." in page.read_text()
+    assert "data:video" not in page.read_text()
 
 
 def test_the_command_line(

@@ -1,6 +1,7 @@
-"""Turn one or several evaluations into one self-contained HTML page.
+"""Turn one or several evaluations, and open-loop validations, into one self-contained HTML page.
 
-The page shows success with intervals, rollout films, imagined against real frames, values, planner scores and training.
+The page shows success with intervals, rollout films, imagined against real frames, values, planner scores, predictions
+along recorded episodes, and training.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import tyro
 class Options:
     """Options of `wamkit report`."""
 
-    evaluations: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")]
+    evaluations: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")] = ()
     """Folders of finished evaluations; the first is what the others are paired with."""
+    openloop: tuple[Path, ...] = ()
+    """Folders of `wamkit openloop`."""
     output: Path = Path("report.html")
     """The page."""
     title: str = ""
@@ -27,7 +30,7 @@ class Options:
     films: int = 6
     """Rollout films per evaluation."""
     details: int = 2
-    """Episodes per evaluation shown in detail: imagined frames, values, scores."""
+    """Episodes per evaluation or validation shown in detail: imagined frames, values, scores, plots."""
 
 
 def run(options: Options) -> int:
@@ -38,6 +41,7 @@ def run(options: Options) -> int:
         options.evaluations,
         options.output,
         options.title,
+        open_loop=options.openloop,
         metrics=options.metrics,
         max_films=options.films,
         max_episodes=options.details,

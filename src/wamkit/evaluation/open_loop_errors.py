@@ -67,12 +67,14 @@ class FrameErrors:
 
     Args:
         name: which frames: `all`, a camera, or the control steps ahead.
+        steps: control steps ahead, or `None` for all of them.
         num_frames: frames compared, cameras counted apart.
         psnr: of the imagined frames.
         copy_psnr: of repeating the last remembered frame: the yardstick.
     """
 
     name: str
+    steps: int | None
     num_frames: int
     psnr: float | None
     copy_psnr: float | None
@@ -234,10 +236,14 @@ def _frames(predictions: Sequence[EpisodePrediction], cameras: Sequence[str]) ->
     error = np.concatenate([video.error for video, _ in parts]).astype(float)
     still = np.concatenate([video.copy_error for video, _ in parts]).astype(float)
 
-    def frames(name: str, chosen: np.ndarray, views: slice) -> FrameErrors:
+    def frames(name: str, chosen: np.ndarray, views: slice, steps: int | None = None) -> FrameErrors:
         ours, copied = error[chosen][:, views], still[chosen][:, views]
         return FrameErrors(
-            name=name, num_frames=ours.size, psnr=psnr(float(ours.mean())), copy_psnr=psnr(float(copied.mean()))
+            name=name,
+            steps=steps,
+            num_frames=ours.size,
+            psnr=psnr(float(ours.mean())),
+            copy_psnr=psnr(float(copied.mean())),
         )
 
     found = [frames("all", inside, slice(None))]
@@ -245,7 +251,7 @@ def _frames(predictions: Sequence[EpisodePrediction], cameras: Sequence[str]) ->
     for index, step in enumerate(parts[0][0].steps.tolist()):
         chosen = inside & (np.arange(inside.shape[1]) == index)
         if chosen.any():
-            found.append(frames(f"+{step}", chosen, slice(None)))
+            found.append(frames(f"+{step}", chosen, slice(None), step))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""`wamkit report`: one or several evaluations as one self-contained HTML page."""
+"""`wamkit report`: evaluations and open-loop validations as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 import wamkit
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.report_episodes import imagined_strips, rollout_films, score_histograms, value_curves
+from wamkit.evaluation.report_open_loop import Validation, validations
 from wamkit.evaluation.report_page import Section, facts, render_page
 from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.report_tables import success_tables
 from wamkit.evaluation.report_training import training_curves
+from wamkit.evaluation.results import PolicyIdentity
 
 
 def write_report(
@@ -21,6 +23,7 @@ def write_report(
     out: Path,
     title: str = "",
     *,
+    open_loop: Sequence[Path] = (),
     metrics: Path | None = None,
     max_films: int = 6,
     max_episodes: int = 2,
@@ -32,34 +35,68 @@ def write_report(
             paired with.
         out: the HTML file.
         title: by default made from the tasks.
+        open_loop: folders of open-loop validations, each with an `openloop.json`; with them, `folders` may be empty.
         metrics: training metrics (JSON lines with `stage`, `step`, `loss`).
         max_films: films per evaluation.
-        max_episodes: episodes per evaluation shown in detail (imagined frames, values, scores).
+        max_episodes: episodes per evaluation or validation shown in detail (imagined frames, values, scores, plots).
 
     Returns:
         `out`.
 
     Raises:
-        FileNotFoundError: a folder without `results.json`, or no such metrics file.
+        FileNotFoundError: a folder without `results.json` or `openloop.json`, or no such metrics file.
         ValueError: no folder was given, or a file is damaged.
     """
-    if not folders:
-        raise ValueError("expected at least one evaluation folder, got none")
+    if not folders and not open_loop:
+        raise ValueError(
+            "expected at least one evaluation folder, got none; name folders of `wamkit evaluate`, or of "
+            "`wamkit openloop` with --openloop"
+        )
     evaluations = [Evaluation(folder) for folder in folders]
-    tasks = list(dict.fromkeys(task for evaluation in evaluations for task in evaluation.results.tasks))
-    title = title or f"Closed loop: {', '.join(tasks[:3])}{' and more' if len(tasks) > 3 else ''}"
-    sections = [
-        Section(anchor="success", title="Success", body=success_tables(evaluations)),
-        Section(anchor="rollouts", title="Rollouts", body=rollout_films(evaluations, max_films)),
-        Section(anchor="imagined", title="Imagined against real", body=imagined_strips(evaluations, max_episodes)),
-        Section(anchor="value", title="Value along the episode", body=value_curves(evaluations, max_episodes)),
-        Section(anchor="scores", title="Planner scores", body=score_histograms(evaluations, max_episodes)),
-        Section(anchor="training", title="Training", body=training_curves(metrics)),
-    ]
-    page = render_page(title=title, header=_header(evaluations), sections=sections, footer=_footer(evaluations))
+    validated = [Validation(folder) for folder in open_loop]
+    sections = []
+    if evaluations:
+        sections += [
+            Section(anchor="success", title="Success", body=success_tables(evaluations)),
+            Section(anchor="rollouts", title="Rollouts", body=rollout_films(evaluations, max_films)),
+            Section(anchor="imagined", title="Imagined against real", body=imagined_strips(evaluations, max_episodes)),
+            Section(anchor="value", title="Value along the episode", body=value_curves(evaluations, max_episodes)),
+            Section(anchor="scores", title="Planner scores", body=score_histograms(evaluations, max_episodes)),
+        ]
+    if validated:
+        sections.append(Section(anchor="openloop", title="Open loop", body=validations(validated, max_episodes)))
+    if evaluations or metrics is not None:
+        sections.append(Section(anchor="training", title="Training", body=training_curves(metrics)))
+    page = render_page(
+        title=title or _title(evaluations, validated),
+        header=_header(evaluations) if evaluations else _validation_header(validated),
+        sections=sections,
+        footer=_footer(evaluations, validated),
+    )
     with atomic_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
     return out
+
+
+def _title(evaluations: Sequence[Evaluation], validated: Sequence[Validation]) -> str:
+    if not evaluations:
+        names = dict.fromkeys(validation.results.policy.name for validation in validated)
+        return f"Open loop: {', '.join(names)}"
+    tasks = list(dict.fromkeys(task for evaluation in evaluations for task in evaluation.results.tasks))
+    return f"Closed loop: {', '.join(tasks[:3])}{' and more' if len(tasks) > 3 else ''}"
+
+
+def _validation_header(validated: Sequence[Validation]) -> str:
+    results = [validation.results for validation in validated]
+    return facts(
+        [
+            ("Policy", _each([_policy(result.policy) for result in results])),
+            ("Dataset", _each([escape(result.dataset.name) for result in results])),
+            ("Robot", _each([escape(result.dataset.robot) for result in results])),
+            ("Episodes", _each([str(len(result.episodes)) for result in results])),
+            ("Seeds", _each([", ".join(map(str, result.seeds)) for result in results])),
+        ]
+    )
 
 
 def _header(evaluations: Sequence[Evaluation]) -> str:
@@ -71,10 +108,7 @@ def _header(evaluations: Sequence[Evaluation]) -> str:
     lead = f'<p class="lead">Episodes solved: {", ".join(solved)}.</p>'
     return lead + facts(
         [
-            (
-                "Policy",
-                _each([f"{escape(r.policy.name)} <code>{escape(r.policy.fingerprint[:12])}</code>" for r in results]),
-            ),
+            ("Policy", _each([_policy(r.policy) for r in results])),
             ("Protocol", _each([escape(r.protocol) for r in results])),
             ("Robot", _each([escape(r.robot) for r in results])),
             ("Rendering", _each([escape(f"{r.protocol_settings['rendering']} by {r.gl_backend}") for r in results])),
@@ -83,16 +117,23 @@ def _header(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def _footer(evaluations: Sequence[Evaluation]) -> str:
+def _footer(evaluations: Sequence[Evaluation], validated: Sequence[Validation]) -> str:
+    made_with: list[tuple[str, dict[str, object]]] = [
+        (evaluation.folder.name, {**evaluation.results.versions, **evaluation.results.machine})
+        for evaluation in evaluations
+    ]
+    made_with += [(validation.folder.name, {**validation.results.versions}) for validation in validated]
     names: dict[str, list[str]] = {}
-    for evaluation in evaluations:
-        machine = {key: value for key, value in evaluation.results.machine.items() if value is not None}
-        facts_of = {**evaluation.results.versions, **machine}
-        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts_of.items())
-        names.setdefault(told, []).append(evaluation.folder.name)
+    for name, facts_of in made_with:
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts_of.items() if value is not None)
+        names.setdefault(told, []).append(name)
     rows = [f"<p><strong>{escape(', '.join(folders))}</strong>: {escape(told)}</p>" for told, folders in names.items()]
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"<h3>Made with</h3>{''.join(rows)}<p>Report by wamkit {wamkit.__version__}, {made}.</p>"
+
+
+def _policy(policy: PolicyIdentity) -> str:
+    return f"{escape(policy.name)} <code>{escape(policy.fingerprint[:12])}</code>"
 
 
 def _each(values: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def _success_table(protocol: str, rows: Sequence[Evaluation]) -> str:
         notes = [row.settings, row.folder.name if labels.count(row.label) > 1 else ""]
         cells = [_name(row.label, notes), *_score(row.results.overall), _policy_call(row.results)]
         overall.append(cells + _pairing(row, rows, None))
-    table = _table(overall, caption=protocol)
+    table = wide_table(overall, caption=protocol)
     tasks = list(dict.fromkeys(task for row in rows for task in row.results.tasks))
     if len(tasks) == 1:
         return table
@@ -55,11 +55,16 @@ def _success_table(protocol: str, rows: Sequence[Evaluation]) -> str:
         for row in rows
         if task in row.results.tasks
     ]
-    return table + folded("Each task", _table(each))
+    return table + folded("Each task", wide_table(each))
 
 
-def _table(rows: Sequence[Sequence[Cell]], caption: str = "") -> str:
-    """A table whose rows become blocks on a narrow screen; the first cell of a row names it."""
+def wide_table(rows: Sequence[Sequence[Cell]], caption: str = "") -> str:
+    """A table whose rows become blocks on a narrow screen; the first cell of a row names it.
+
+    Args:
+        rows: at least one, all with the same headings.
+        caption: plain text.
+    """
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading, _ in rows[0])
     body = "".join(
         f'<tr><th scope="row">{name}</th>'
