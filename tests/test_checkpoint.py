@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import wamkit
-from wamkit.checkpoint import PolicyFiles, fingerprint_folder, read_policy, write_policy
+from wamkit.checkpoint import PolicyFiles, export_policy, fingerprint_folder, read_policy, write_policy
 from wamkit.spec import CameraSpec, ChannelSpec, PolicySpec, RobotSpec
 from wamkit.weight_files import load_state
 
@@ -244,3 +244,30 @@ def test_a_policy_folder_moves_anywhere(tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "deep" / "elsewhere")
     policy = read_policy(str(tmp_path / "deep" / "elsewhere"))
     assert isinstance(policy, PolicyFiles) and same(policy.load_weights(), network().state_dict())
+
+
+def test_an_exported_policy_holds_the_rounded_weights_and_nothing_of_training(tmp_path: Path) -> None:
+    def write_codecs(folder: Path) -> None:
+        (folder / "video").mkdir()
+        (folder / "video" / "codec.json").write_text("{}")
+
+    source = save(tmp_path / "run", write_codecs=write_codecs)
+    (source / "training_state").mkdir()
+    (source / "training_state" / "moments.bin").write_bytes(b"0" * 100)
+    output = export_policy(source, tmp_path / "bf16", dtype=torch.bfloat16)
+    before, after = read_policy(source), read_policy(output)
+    assert not (output / "training_state").exists() and (output / "codecs" / "video" / "codec.json").is_file()
+    for name, tensor in before.load_weights().items():
+        expected = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert torch.equal(after.load_weights()[name], expected)
+    assert after.training["exported_from"] == before.fingerprint and after.training["seed"] == 5
+    assert (after.spec, after.config, after.statistics) == (before.spec, before.config, before.statistics)
+    with pytest.raises(FileExistsError, match="choose another"):
+        export_policy(source, output)
+
+
+def test_results_beside_a_policy_do_not_change_its_fingerprint(tmp_path: Path) -> None:
+    folder = save(tmp_path / "policy")
+    before = fingerprint_folder(folder)
+    (folder / "results.json").write_text("{}")
+    assert fingerprint_folder(folder) == before

@@ -7,6 +7,7 @@
     training.json       recipe, commit, versions, seeds, data fingerprint
     README.md           model card
     codecs/             what the codecs need to load again
+    results.json        optional: what the policy scored; no part of what it does
 
 A training checkpoint is such a folder with the state for resuming beside it in `training_state/`.
 """
@@ -14,6 +15,7 @@ A training checkpoint is such a folder with the state for resuming beside it in 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +32,7 @@ from wamkit.weight_files import check_weights, read_json, read_weights, write_js
 
 TRAINING_STATE = "training_state"
 _JSON_FILES = ("config.json", "spec.json", "statistics.json", "training.json")
+_NO_PART_OF_THE_POLICY = (("README.md",), ("results.json",))
 _LISTED = 8
 
 
@@ -173,11 +176,46 @@ def read_policy(path: Path | str) -> PolicyFiles:
     )
 
 
+def export_policy(source: Path | str, output: Path | str, *, dtype: torch.dtype | None = None) -> Path:
+    """Copy a policy, without the state for resuming, and with its weights in another type if wanted.
+
+    Args:
+        source: a policy folder or a training checkpoint.
+        output: folder to make.
+        dtype: type of the written floating-point weights, for instance `torch.bfloat16`; `None` keeps theirs.
+
+    Returns:
+        `output`.
+
+    Raises:
+        FileExistsError: there is something at `output`.
+        FileNotFoundError, ValueError: as `read_policy`.
+    """
+    files, output = read_policy(source), Path(output)
+    if output.exists():
+        raise FileExistsError(f"expected a new folder for the policy, {output} is there; remove it or choose another")
+
+    def copy_codecs(folder: Path) -> None:
+        shutil.copytree(files.codecs, folder, dirs_exist_ok=True)
+
+    return write_policy(
+        output,
+        family=files.family,
+        network=files.load_weights(),
+        config=files.config,
+        spec=files.spec,
+        statistics=files.statistics,
+        training={**files.training, "exported_from": files.fingerprint, "exported_as": str(dtype or "as trained")},
+        write_codecs=copy_codecs if files.codecs.is_dir() else None,
+        dtype=dtype,
+    )
+
+
 def fingerprint_folder(folder: Path | str) -> str:
     """sha256 over the names and bytes of a policy folder's files.
 
-    The model card, hidden files (which downloaders add) and the state for resuming do not change what a policy does and
-    are left out.
+    The model card, results, hidden files (which downloaders add) and the state for resuming do not change what a policy
+    does and are left out.
 
     Args:
         folder: a policy folder.
@@ -189,7 +227,7 @@ def fingerprint_folder(folder: Path | str) -> str:
     total = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file()):
         parts = file.relative_to(folder).parts
-        if parts in (("README.md",),) or parts[0] == TRAINING_STATE or any(part.startswith(".") for part in parts):
+        if parts in _NO_PART_OF_THE_POLICY or parts[0] == TRAINING_STATE or any(part.startswith(".") for part in parts):
             continue
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
+    "export": Command("wamkit.cli.export", "copy a policy out of its training run, in bf16 if wanted"),
     "verify": Command("wamkit.cli.verify", "compare this library with recorded numbers"),
     "report": Command("wamkit.cli.report", "turn evaluations into one self-contained HTML page"),
     "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),
