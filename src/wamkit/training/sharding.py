@@ -120,7 +120,12 @@ def full_weights(network: nn.Module) -> dict[str, Tensor]:
     if not is_sharded(network):
         return network.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(network, options=options))
+    weights = cast(dict[str, Tensor], get_model_state_dict(network, options=options))
+    # What was not divisible comes as the front of a longer storage, which files would have to hold too.
+    return {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def local(tensor: Tensor) -> Tensor:
