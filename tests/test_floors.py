@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
     ("spec", "episode", "draws", "types", "atomic", "progress", "trace", "weight_files"),
-    ("flow", "masks", "twohot", "parallel", "nn"),
+    ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),
     ("planning", "checkpoint", "model_card", "chunking", "policy", "rollout"),

@@ -48,7 +48,10 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"protocol": "metaworld/v0"}, "unknown protocol 'metaworld/v0'"),
-        ({"tasks": ("drawer-open",)}, "no task drawer-open; it covers"),
+        ({"tasks": ("drawer-open",)}, r"no task drawer-open \(did you mean drawer-open-v3\?\); it covers"),
+        ({"num_steps": 0}, "expected num_steps >= 1"),
+        ({"groups": 0}, "expected groups >= 1"),
+        ({"record_episodes": -1}, "expected record_episodes >= 0"),
         ({"planning": PlannerOptions(planner="cem")}, "unknown planner"),
         ({"max_steps": 0}, "expected max_steps >= 1"),
         ({"memory_threshold": 0}, "expected memory_threshold >= 1"),

@@ -67,8 +67,9 @@ def test_the_dataset_names_the_simulator_that_recorded_it(
         (("--cameras", "corner2"), "cameras"),
         (("--suite", "metawrld"), "did you mean 'metaworld'"),
         (("--no-record-video",), "needs its videos"),
-        (("--episodes", "0"), "1 or more successes"),
+        (("--episodes", "0"), "episodes and max_attempts of 1 or more"),
         (("--workers", "0"), "--workers of 1 or more, got 0"),
+        (("--max-attempts", "0"), "of 1 or more for each task, got 40 and 0"),
         (("--max-attempts", "100001"), "max_attempts of at most 100000"),
     ],
 )

@@ -80,3 +80,26 @@ def test_an_unfinished_evaluation_is_one_message(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "holds no results.json" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "page.html").exists()
+
+
+def test_what_is_missing_or_wrong_is_told(tmp_path: Path) -> None:
+    finish(tmp_path / "plain")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "openloop.json").write_text("{}")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    page = tmp_path / "page.html"
+    for arguments, message in (
+        ((tmp_path / "absent",), "no such folder; check the path"),
+        ((tmp_path / "open",), "name it with --openloop"),
+        ((tmp_path / "begun",), "run it again to resume"),
+        ((tmp_path / "plain", "--metrics", tmp_path / "absent"), "expected training metrics"),
+        ((tmp_path / "plain", "--films", -1), "expected 0 or more films"),
+        ((tmp_path / "plain", "--openloop", tmp_path / "plain"), "make it with `wamkit openloop`"),
+        ((), "--openloop"),
+    ):
+        done = report(*arguments, "--output", page)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert not page.exists()
+    done = report(tmp_path / "plain", "--output", tmp_path)
+    assert done.returncode == 2 and "expected a file name for the page" in done.stderr

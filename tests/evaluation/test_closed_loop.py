@@ -172,5 +172,14 @@ def test_a_policy_that_does_not_fit_leaves_no_folder(tmp_path: Path, run_evaluat
 
 def test_records_of_unknown_origin_are_refused(evaluated: Path, run_evaluation: Any) -> None:
     (evaluated / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"holds episodes.jsonl without run.json"):
+    with pytest.raises(ValueError, match=r"holds episodes.jsonl or results.json without run.json"):
         run_evaluation(evaluated)
+
+
+def test_an_evaluation_that_finished_no_episode_blocks_no_other(tmp_path: Path, run_evaluation: Any) -> None:
+    """As after a start with a wrong setting: what is evaluated next writes down its own."""
+    (tmp_path / "run.json").write_text('{"protocol": "another", "machine": {}}')
+    results = run_evaluation(tmp_path, episodes=1, record_episodes=0, max_steps=4, workers=1)
+    assert json.loads((tmp_path / "run.json").read_text())["protocol"] == results.protocol
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        run_evaluation(tmp_path, episodes=1, record_episodes=0, max_steps=5, workers=1)

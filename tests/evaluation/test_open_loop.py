@@ -316,6 +316,8 @@ def test_only_an_earlier_validation_is_ever_replaced(
             validate(policy, in_memory(), out, fresh=True, seeds=[3], with_video=False)
     assert OpenLoopResults.load(out) == before, "a failure while writing leaves the old one whole"
     assert validate(policy, in_memory(), out, fresh=True, seeds=[3], with_video=False) == OpenLoopResults.load(out)
+    with pytest.raises(ValueError, match=r"expected a folder or nothing at .*openloop.json, found a file"):
+        validate(policy, in_memory(), out / "openloop.json")
     (out / "results.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds 'results.json', which is no part of an open-loop validation"):
         validate(policy, in_memory(), out, fresh=True)
@@ -406,6 +408,8 @@ def test_the_command_line(
         (["--episodes", "9"], "(0 to 2), got [9]"),
         (["--protocol", "reference", "--action-offset", "0"], "action_offset: without effect"),
         (["--candidates", "3"], "--planner none uses none"),
+        (["--num-steps", "0"], "expected num_steps >= 1"),
+        (["--device", "cuda:64"], "got 'cuda:64'"),
     ):
         assert main([*arguments, "--output", str(tmp_path / "c"), *wrong]) == 2
         assert message in capsys.readouterr().err

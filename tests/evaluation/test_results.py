@@ -130,5 +130,8 @@ def test_damaged_results_are_named(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_missing_results_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give the output folder of `wamkit evaluate`"):
+        Results.load(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="run it again to resume"):
         Results.load(tmp_path)

@@ -84,22 +84,21 @@ def run(options: Options) -> int:
         layout_seed=options.layout_seed,
         seeds=options.seeds or None,
     )
-    if options.memory_threshold < 1:
-        raise ValueError(f"expected memory_threshold >= 1, got {options.memory_threshold}")
+    lowest = {"num_steps": 1, "memory_threshold": 1, "groups": 1, "record_episodes": 0}
+    for name, least in lowest.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"expected {name} >= {least}, got {getattr(options, name)}")
     # Wrong tasks and planners are told before anything heavy is loaded.
     protocol.requests(tasks=options.tasks, episodes=options.episodes)
     planner = options.planning.config()
 
-    import torch
-
     from wamkit.checkpoint import read_policy
+    from wamkit.device import choose_device
     from wamkit.evaluation.closed_loop import evaluate, package_versions
     from wamkit.evaluation.results import PolicyIdentity
     from wamkit.policy import load_policy
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     policy = load_policy(
         options.policy,
         device=device,

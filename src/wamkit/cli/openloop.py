@@ -68,12 +68,14 @@ class Options:
 
 def run(options: Options) -> int:
     """Validate and print the numbers."""
+    for name in ("num_steps", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"expected {name} >= 1, got {getattr(options, name)}")
     planner = options.planning.config()
-
-    import torch
 
     from wamkit.checkpoint import read_policy
     from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.device import choose_device
     from wamkit.evaluation.open_loop import open_loop
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
@@ -90,9 +92,7 @@ def run(options: Options) -> int:
         action_offset=options.action_offset,
     )
     dataset = LeRobotDataset(options.data)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     policy = load_policy(options.policy, device=device, planner=planner, num_steps=options.num_steps)
     fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = open_loop(
@@ -142,7 +142,7 @@ def describe(results: OpenLoopResults) -> list[RenderableType]:
         f"{results.protocol.description}",
     ]
     if results.dataset.was_trained_on:
-        parts.append("The policy was trained on this dataset: errors on new episodes are larger.")
+        parts.append("The policy was trained on this dataset: expect larger errors on new episodes.")
     parts.append(_channel_table("action", total.actions))
     if total.states:
         parts.append(_channel_table("state", total.states))
@@ -184,7 +184,7 @@ def _table(first: str, *others: str) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="left" if name == "unit" else "right")
     return table

@@ -123,6 +123,12 @@ def attempt_request(options: Options, task: str, index: int) -> EpisodeRequest:
 
 
 def _max_attempts(options: Options) -> int:
+    # Told before a dataset is made, whose stored settings a corrected command would then have to share.
+    if options.episodes < 1 or (options.max_attempts is not None and options.max_attempts < 1):
+        raise ValueError(
+            f"expected episodes and max_attempts of 1 or more for each task, got {options.episodes} and "
+            f"{options.max_attempts}"
+        )
     for name, number in (("episodes", options.episodes), ("max_attempts", options.max_attempts or 0)):
         if number > _SEEDS_APART:
             raise ValueError(

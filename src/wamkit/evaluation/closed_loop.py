@@ -222,13 +222,13 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
         ValueError: naming every difference and what to do.
     """
     path = out / RUN_FILE
-    if not path.is_file():
-        if (out / EPISODES_FILE).is_file():
-            raise ValueError(
-                f"{out} holds {EPISODES_FILE} without {RUN_FILE}, so whose episodes they are is unknown; use another "
-                "folder, or start afresh (--fresh, resume=False)"
-            )
+    if not _holds_results(out):
         return
+    if not path.is_file():
+        raise ValueError(
+            f"{out} holds {EPISODES_FILE} or {RESULTS_FILE} without {RUN_FILE}, so whose results they are is unknown; "
+            "use another folder, or start afresh (--fresh, resume=False)"
+        )
     try:
         before = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -247,8 +247,13 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
 def _claim_folder(out: Path, run: dict[str, Any], machine: dict[str, Any]) -> None:
     """Write down what is evaluated in this folder, if that was not done before."""
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / RUN_FILE).is_file():
+    if not _holds_results(out):
         write_json(out / RUN_FILE, {**run, "machine": machine})
+
+
+def _holds_results(out: Path) -> bool:
+    """Whether there is something to protect; an evaluation that never finished an episode left nothing."""
+    return any((out / name).is_file() for name in (EPISODES_FILE, RESULTS_FILE))
 
 
 def _remove_evaluation(out: Path) -> None:

@@ -179,6 +179,8 @@ def _write_film(policy: Policy, answers: Sequence[Answer], folder: Path, episode
 
 def _require_folder(out: Path, *, fresh: bool) -> None:
     """Refuse to replace anything but an earlier validation that may go."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
     if not out.is_dir():
         return
     found = sorted(item.name for item in out.iterdir())

@@ -7,6 +7,7 @@ named one.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,11 @@ class Protocol:
         known = self.task_ids
         unknown = [task for task in tasks if task not in known]
         if unknown:
-            raise ValueError(f"protocol {self.name!r} has no task {', '.join(unknown)}; it covers {', '.join(known)}")
+            close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+            guess = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(
+                f"protocol {self.name!r} has no task {', '.join(unknown)}{guess}; it covers {', '.join(known)}"
+            )
         count = self.episodes if episodes is None else episodes
         if not 1 <= count < EPISODE_SEED_STRIDE:
             raise ValueError(f"expected between 1 and {EPISODE_SEED_STRIDE - 1} episodes per task, got {count}")

@@ -45,13 +45,17 @@ def write_report(
 
     Raises:
         FileNotFoundError: a folder without `results.json` or `openloop.json`, or no such metrics file.
-        ValueError: no folder was given, or a file is damaged.
+        ValueError: no folder was given, `out` is a folder, a number is negative, or a file is damaged.
     """
     if not folders and not open_loop:
         raise ValueError(
             "expected at least one evaluation folder, got none; name folders of `wamkit evaluate`, or of "
             "`wamkit openloop` with --openloop"
         )
+    if max_films < 0 or max_episodes < 0:
+        raise ValueError(f"expected 0 or more films and episodes, got {max_films} and {max_episodes}")
+    if out.is_dir():
+        raise ValueError(f"expected a file name for the page, got the folder {out}; for instance {out / 'report.html'}")
     evaluations = [Evaluation(folder) for folder in folders]
     validated = [Validation(folder) for folder in open_loop]
     sections = []

@@ -69,8 +69,8 @@ def _validation(validation: Validation, limit: int) -> str:
     ]
     if results.dataset.was_trained_on:
         parts.append(
-            '<p class="note" role="note"><strong>The policy was trained on this dataset.</strong> Errors on episodes '
-            "that it never saw are larger.</p>"
+            '<p class="note" role="note"><strong>The policy was trained on this dataset.</strong> Expect larger '
+            "errors on episodes that it never saw.</p>"
         )
     parts += _tables(total)
     shown = results.episodes[:limit]

@@ -26,6 +26,8 @@ def training_curves(path: Path | None) -> str:
     """
     if path is None:
         return empty("No training metrics were given to this report.")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected training metrics (metrics.jsonl of a training run) at {path}, found no file")
     stages: dict[str, list[tuple[int, float]]] = {}
     for row in _read_lines(path):
         loss = row.get("loss")

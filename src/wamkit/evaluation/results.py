@@ -208,9 +208,7 @@ class Results:
         """
         path = folder / RESULTS_FILE
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {RESULTS_FILE}; finish the evaluation there (run it again to resume)"
-            )
+            raise FileNotFoundError(f"{folder} holds no {RESULTS_FILE}; {_advice(folder)}")
         try:
             data = json.loads(path.read_text())
             found = data.pop("format", None)
@@ -310,6 +308,16 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def _score(data: dict[str, Any]) -> TaskScore:
     tuples = {key: tuple(data[key]) for key in ("interval", "seeds", "layouts")}
     return TaskScore(**{**data, **tuples})
+
+
+def _advice(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder; check the path"
+    if (folder / "openloop.json").is_file():
+        return "it is an open-loop validation: name it with --openloop"
+    if (folder / RUN_FILE).is_file():
+        return "finish the evaluation there (run it again to resume)"
+    return "give the output folder of `wamkit evaluate`"
 
 
 def _mean(values: Sequence[float | int]) -> float | None:

@@ -20,6 +20,7 @@ from wamkit.data.source import VALUE
 from wamkit.data.stats import current_statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig
+from wamkit.device import choose_device
 from wamkit.draws import seeded
 from wamkit.models import family_module
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
@@ -69,9 +70,7 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         FileNotFoundError: no dataset.
         RuntimeError: `WORLD_SIZE` and the process group disagree.
     """
-    device = run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(run.device)
     with process_group(device, alone=run.precision != "fp32"), _rank_zero_speaks():
         return _execute(run, local_device(device), resume)
 
