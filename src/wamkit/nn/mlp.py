@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+def gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """GELU by its tanh approximation, x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+
+    On a CPU, and where no gradient is wanted, by way of the logistic function: (1 + tanh(u))/2 = σ(2u). That is three
+    times as fast and equal up to rounding.
+    """
+    if not x.is_cpu or torch.is_grad_enabled() or x.dtype != torch.float32:
+        return F.gelu(x, approximate="tanh")
+    slope = 2 * math.sqrt(2 / math.pi)
+    gate = torch.addcmul(x.new_tensor(slope), x, x, value=0.044715 * slope)
+    return gate.mul_(x).sigmoid_().mul_(x)
 
 
 class _Expand(nn.Module):
@@ -13,7 +29,7 @@ class _Expand(nn.Module):
         self.proj = nn.Linear(dim, inner)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... i"]:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return gelu_tanh(self.proj(x))
 
 
 class FeedForward(nn.Module):

@@ -83,7 +83,7 @@ class ControlStep:
         text: TextContext,
         state_token: Float[Tensor, "b 1 a"] | None,
         num_steps: int = 10,
-        max_rows: int = 64,
+        max_rows: int = 32,
         pure_noise: Modulation | None = None,
     ):
         self.network = network
