@@ -12,14 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from wamkit.atomic import atomic_folder
 from wamkit.data.source import EpisodeEntry, EpisodeSource
 from wamkit.evaluation.closed_loop import package_versions
-from wamkit.evaluation.media import encode_comparison
-from wamkit.evaluation.open_loop_calls import Answer, Call, Caller, Film, assemble, read_episode
+from wamkit.evaluation.open_loop_calls import Answer, Call, Caller, assemble, read_episode
 from wamkit.evaluation.open_loop_errors import Errors, measure
+from wamkit.evaluation.open_loop_films import FilmCutter
 from wamkit.evaluation.open_loop_plots import write_plots
 from wamkit.evaluation.open_loop_predictions import EpisodePrediction
 from wamkit.evaluation.open_loop_protocol import OpenLoopProtocol
@@ -37,8 +35,6 @@ from wamkit.evaluation.results import PolicyIdentity
 from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
 from wamkit.spec import SpecMismatch, require_match
-
-MAX_FILM_FPS = 30
 
 
 def open_loop(
@@ -99,11 +95,8 @@ def open_loop(
         for number in range(len(episode.calls))
     ]
     begun = time.perf_counter()
-    answers = _ask(
-        Caller(policy=policy, dataset=dataset, protocol=protocol, with_video=with_video, film_seed=seeds[0]),
-        calls,
-        batch_size,
-    )
+    films = FilmCutter(robot=policy.spec.robot, seed=seeds[0]) if with_video else None
+    answers = _ask(Caller(policy=policy, dataset=dataset, protocol=protocol, films=films), calls, batch_size)
     seconds = time.perf_counter() - begun
     predictions = {
         (episode.entry.index, seed): assemble(
@@ -139,7 +132,9 @@ def open_loop(
             prediction.save(prediction_path(folder, index, seed))
             if seed == seeds[0]:
                 write_plots(prediction, policy.spec.robot, protocol, folder / PLOTS_FOLDER / episode_name(index))
-                _write_film(policy, [a for a in answers if a.call.episode.entry.index == index], folder, index)
+        for index, film in ({} if films is None else films.films()).items():
+            video_path(folder, index).parent.mkdir(exist_ok=True)
+            video_path(folder, index).write_bytes(film)
         results.save(folder)
     return results
 
@@ -156,25 +151,6 @@ def _ask(caller: Caller, calls: Sequence[Call], batch_size: int) -> list[Answer]
 def _measure(policy: Policy, predictions: Sequence[EpisodePrediction]) -> Errors:
     robot = policy.spec.robot
     return measure(predictions, actions=robot.action, states=robot.state, cameras=robot.camera_names)
-
-
-def _write_film(policy: Policy, answers: Sequence[Answer], folder: Path, episode: int) -> None:
-    films: list[Film] = [answer.film for answer in answers if answer.film is not None]
-    if not films:
-        return
-    steps = np.array([0, *next(answer.video_steps for answer in answers if answer.film is not None)])
-    fps = policy.spec.robot.control_hz / int(np.diff(steps).max())
-    cameras = policy.spec.robot.camera_names
-    path = video_path(folder, episode)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(
-        encode_comparison(
-            above=dict(zip(cameras, np.concatenate([film.real for film in films], axis=1), strict=True)),
-            below=dict(zip(cameras, np.concatenate([film.imagined for film in films], axis=1), strict=True)),
-            starts=np.cumsum([0, *(film.real.shape[1] for film in films)])[:-1].tolist(),
-            fps=max(1, round(min(fps, MAX_FILM_FPS))),
-        )
-    )
 
 
 def _require_folder(out: Path, *, fresh: bool) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
 from wamkit.data.transforms import symexp
+from wamkit.evaluation.open_loop_films import FilmCutter
 from wamkit.evaluation.open_loop_predictions import Comparison, EpisodePrediction, VideoComparison
 from wamkit.evaluation.open_loop_protocol import OpenLoopProtocol
 from wamkit.evaluation.open_loop_rows import ChunkRows, chunk_rows, future_rows
@@ -20,8 +21,6 @@ from wamkit.policy import Policy
 from wamkit.types import Observation, Prediction
 
 VALUE_ADVICE = "write it with `wamkit data values`, or leave values out (--no-values, with_values=False)"
-
-Frames = UInt8[np.ndarray, "v t h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +67,6 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
-    """Imagined frames of one call beside the real ones, as many as the episode has.
-
-    Args:
-        real: of every camera.
-        imagined: of every camera.
-    """
-
-    real: Frames
-    imagined: Frames
-
-
-@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What came of one call; arrays as in `EpisodePrediction`, without its first axis."""
 
@@ -91,7 +77,6 @@ class Answer:
     value: tuple[np.ndarray, ...] | None
     video_steps: tuple[int, ...]
     video: tuple[np.ndarray, ...] | None
-    film: Film | None
 
 
 def read_episode(
@@ -132,16 +117,13 @@ class Caller:
         policy: what is asked.
         dataset: where frames come from.
         protocol: how imagined frames are aligned.
-        with_video: compare imagined frames too.
-        film_seed: pass whose imagined frames are kept for films.
+        films: takes imagined frames beside real ones; `None` compares no frames.
     """
 
     policy: Policy
     dataset: EpisodeSource
     protocol: OpenLoopProtocol
-    with_video: bool
-    film_seed: int
-    _filmed_to: dict[int, int] = field(default_factory=dict)
+    films: FilmCutter | None
 
     def ask(self, calls: Sequence[Call]) -> list[Answer]:
         """One answer for each call.
@@ -159,7 +141,7 @@ class Caller:
         _require_finite(prediction, calls)
         steps = prediction.sampled.future_steps
         future = prediction.sampled.future
-        if not self.with_video or future is None or steps is None:
+        if self.films is None or future is None or steps is None:
             return [self._answer(call, prediction, row) for row, call in enumerate(calls)]
         imagined = future.cpu().numpy()
         rows = [future_rows(call.rows, steps, self.protocol) for call in calls]
@@ -168,8 +150,16 @@ class Caller:
         answers = []
         for row, call in enumerate(calls):
             compared = _compare_frames(imagined[row], real[row], context[row][:, -1], rows[row])
-            film = self._film(call, rows[row], imagined[row], real[row])
-            answers.append(self._answer(call, prediction, row, steps, compared, film))
+            answers.append(self._answer(call, prediction, row, steps, compared))
+            self.films.add(
+                episode=call.episode.entry.index,
+                seed=call.seed,
+                current=call.rows.current,
+                steps=steps,
+                rows=rows[row],
+                real=real[row],
+                imagined=imagined[row],
+            )
         return answers
 
     def _answer(
@@ -179,7 +169,6 @@ class Caller:
         row: int,
         steps: tuple[int, ...] = (),
         video: tuple[np.ndarray, ...] | None = None,
-        film: Film | None = None,
     ) -> Answer:
         transforms, episode, sampled = self.policy.transforms, call.episode, prediction.sampled
         last = episode.entry.length - 1
@@ -211,16 +200,7 @@ class Caller:
             value=value,
             video_steps=steps,
             video=video,
-            film=film,
         )
-
-    def _film(self, call: Call, rows: np.ndarray, imagined: np.ndarray, real: np.ndarray) -> Film | None:
-        """Calls that follow each other without overlap are filmed, so that a film runs once through the episode."""
-        episode = call.episode.entry.index
-        if call.seed != self.film_seed or not real.shape[1] or call.rows.current < self._filmed_to.get(episode, 0):
-            return None
-        self._filmed_to[episode] = int(rows[-1])
-        return Film(real=real, imagined=imagined[:, : real.shape[1]])
 
     def _frames(self, calls: Sequence[Call], rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Frames `v t h w c` of the wanted rows of each call; a frame that several calls want is decoded once."""
