@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,14 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wamkit.models.wav import config as sizes
 from wamkit.models.wav.config import WAVConfig
-from wamkit.models.wav.cost import forward_cost, num_video_tokens, training_cost
+from wamkit.models.wav.control import ControlStep
+from wamkit.models.wav.cost import control_cost, forward_cost, num_video_tokens, training_cost
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.losses import losses
 from wamkit.models.wav.model import WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective, action_full, value_only, video_only
 from wamkit.nn.modulation import Timesteps
 
-from .wav_cases import CONFIG, draws, encoded_batch, network
+from .wav_cases import CONFIG, draws, encoded_batch, network, text
 
 
 def counted(config: WAVConfig, value_rows: int, action_rows: int) -> int:
@@ -92,3 +95,43 @@ def test_training_costs_what_an_operation_counter_sees(objective: WAVObjective, 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         losses(model, CONFIG, encoded_batch(), objective, draws())[0].backward()
     assert counter.get_total_flops() / 3 == pytest.approx(training_cost(CONFIG, objective, train), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("size", "published"), [(sizes.libero, (3.0, 99, 290, 482)), (sizes.dualarm, (4.5, 151, 444, 737))]
+)
+def test_a_control_step_costs_what_is_published(size: object, published: tuple[float, ...]) -> None:
+    """10¹² operations without planning and after 1, 3 and 5 rounds of 30 candidates with 5 values each.
+
+    The published counts compute text keys and the timesteps of every token for each candidate: 0.1 of 2.75.
+    """
+    config = size()
+    got = [control_cost(config, iterations=k, num_videos=30, num_values=5) / 1e12 for k in (0, 1, 3, 5)]
+    assert all(0.95 * wanted < cost < wanted for cost, wanted in zip(got, published, strict=True))
+
+
+def test_a_control_step_costs_what_an_operation_counter_sees() -> None:
+    model = network()
+    control = ControlStep(
+        model,
+        memory=encoded_batch(1).memory,
+        num_future_latents=CONFIG.num_future_latents,
+        value_length=CONFIG.action_horizon,
+        text=text(model, rows=1, keep=True),
+        state_token=torch.zeros(1, 1, CONFIG.token_dim),
+        num_steps=4,
+    )
+    noise = torch.randn(1, 3, *control.video_shape)
+    values = torch.randn(1, 3, 2, *control.value_shape)
+    action = torch.randn(1, CONFIG.action_horizon, CONFIG.token_dim)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        control.values(noise, values, None)
+        control.decode(noise[:, 0], action_noise=action, value_noise=values[:, 0, 0])
+    assert counter.get_total_flops() == control_cost(CONFIG, iterations=1, num_videos=3, num_values=2, num_steps=4)
+
+
+def test_a_control_step_needs_both_experts() -> None:
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, value=None))
+    assert forward_cost(config).value == 0
+    with pytest.raises(ValueError, match="a value and an action expert"):
+        control_cost(config)

@@ -49,30 +49,48 @@ def forward_cost(config: WAVConfig, *, value_rows: int = 1, action_rows: int = 1
         action_rows: action rows; 0 skips the action expert.
     """
     network = config.network
-    tokens, dim, text = num_video_tokens(config), network.dim, config.codec.text_length
-    per_view = tokens // config.num_views
-    across = len(range(0, network.num_layers, network.cross_view_every)) if network.cross_view_every else 0
-    video = 2 * tokens * network.latent_channels * dim * 2  # in and out
-    video += 2 * text * (network.text_width * dim + dim * dim)
-    video += network.num_layers * _block(tokens, dim, dim)
-    video += network.num_layers * (2 * 2 * tokens * dim * dim + 2 * 2 * text * dim * dim + 4 * tokens * text * dim)
-    video += 4 * tokens * tokens * dim * across + 4 * tokens * per_view * dim * (network.num_layers - across)
+    dim, text = network.dim, config.codec.text_length
+    video = _video_body(config) + 2 * num_video_tokens(config) * network.latent_channels * dim
+    video += 2 * text * (network.text_width * dim + dim * dim) + network.num_layers * 4 * text * dim * dim
     video += _timestep(dim, runs=2) + config.num_views * 2 * 6 * dim * dim * bool(network.max_view)
     value = action = reading = 0
-    length = len(config.value_steps)
     if network.value is not None and value_rows:
-        value = _expert(network.value, network.num_layers, value_rows, length, length, tokens, dim)
-        reading += network.num_layers * 4 * tokens * dim * network.value.dim
+        reading = _reading(config, network.value)
+        value = reading + value_rows * (_value_row(config, network.value) + _timestep(network.value.dim, runs=1))
     if network.action is not None and action_rows:
-        head = config.action_horizon
-        given = head + config.has_state_token
-        action = _expert(network.action, network.num_layers, action_rows, given, head, tokens, dim)
-        if network.value is not None:
-            inner, read = network.action.dim, network.value.dim
-            each = 2 * 2 * length * read * inner + action_rows * given * (4 * inner * inner + 4 * length * inner)
-            action += network.num_layers * each
-        reading += network.num_layers * 4 * tokens * dim * network.action.dim
+        read = _reading(config, network.action)
+        row = _action_row(config, network.action) + _timestep(network.action.dim, runs=1 + config.has_state_token)
+        action = read + _reading_values(config) + action_rows * row
+        reading += read
     return PassCost(video=video, value=value, action=action, reading=reading)
+
+
+def control_cost(
+    config: WAVConfig, *, iterations: int = 0, num_videos: int = 0, num_values: int = 0, num_steps: int = 10
+) -> int:
+    """Operations of one control step for one observation, with all that does not change computed once.
+
+    Sentence, modulation at pure noise and memory latents are known; the video head is not needed. Rows at one noise
+    level share its embedding.
+
+    Args:
+        config: sizes and geometry; the model has both experts.
+        iterations: planning rounds K.
+        num_videos: candidates G of a round.
+        num_values: value samples N of a candidate.
+        num_steps: Euler steps S of values and actions.
+
+    Raises:
+        ValueError: the model lacks an expert.
+    """
+    value, action = config.network.value, config.network.action
+    if value is None or action is None:
+        raise ValueError("expected a model with a value and an action expert; a control step needs both")
+    body, row = _video_body(config) + _reading(config, value), _value_row(config, value)
+    level, action_level = _timestep(value.dim, runs=1), _timestep(action.dim, runs=1 + config.has_state_token)
+    search = iterations * (num_videos * (body + num_steps * num_values * row) + num_steps * level)
+    decode = _reading(config, action) + _reading_values(config) + row + level
+    return search + body + decode + num_steps * (_action_row(config, action) + action_level)
 
 
 def training_cost(config: WAVConfig, objective: WAVObjective, train: tuple[str, ...]) -> int:
@@ -95,21 +113,53 @@ def training_cost(config: WAVConfig, objective: WAVObjective, train: tuple[str, 
     return cost.video + 3 * (cost.value + cost.action) - cost.reading
 
 
-def _block(tokens: int, dim: int, inner: int) -> int:
-    """Projections of self-attention and the feed-forward network."""
-    return 2 * tokens * dim * inner * 4 + 2 * tokens * dim * 4 * dim * 2
+def _video_body(config: WAVConfig) -> int:
+    """The video stream from embedded latents to its last block, over kept keys and values of the text."""
+    network = config.network
+    tokens, dim, text = num_video_tokens(config), network.dim, config.codec.text_length
+    per_view, layers = tokens // config.num_views, network.num_layers
+    across = len(range(0, layers, network.cross_view_every)) if network.cross_view_every else 0
+    attended = 4 * tokens * dim * (tokens * across + per_view * (layers - across))
+    return 2 * tokens * network.latent_channels * dim + attended + layers * _block(tokens, dim, text)
+
+
+def _block(tokens: int, dim: int, context: int) -> int:
+    """A block without its self-attention's products and its context's keys and values.
+
+    Four projections of self-attention, two of cross-attention, its products, and the feed-forward network.
+    """
+    return 2 * tokens * dim * dim * (4 + 2 + 8) + 4 * tokens * context * dim
+
+
+def _value_row(config: WAVConfig, expert: ExpertConfig) -> int:
+    length, dim = len(config.value_steps), expert.dim
+    layer = _block(length, dim, num_video_tokens(config)) + 4 * length * length * dim
+    return config.network.num_layers * layer + 2 * 2 * length * expert.channels * dim
+
+
+def _action_row(config: WAVConfig, expert: ExpertConfig) -> int:
+    """One action row; it reads kept keys and values of video and value features."""
+    head, dim = config.action_horizon, expert.dim
+    given = head + config.has_state_token
+    layer = _block(given, dim, num_video_tokens(config)) + 4 * given * given * dim
+    if config.network.value is not None:
+        layer += 2 * 2 * given * dim * dim + 4 * given * len(config.value_steps) * dim
+    ends = 2 * (given + head) * expert.channels * dim
+    return config.network.num_layers * layer + ends
+
+
+def _reading(config: WAVConfig, expert: ExpertConfig) -> int:
+    """Keys and values of the video features for an expert."""
+    return config.network.num_layers * 4 * num_video_tokens(config) * config.network.dim * expert.dim
+
+
+def _reading_values(config: WAVConfig) -> int:
+    """Keys and values of the value features for the action expert."""
+    value, action = config.network.value, config.network.action
+    if value is None or action is None:
+        return 0
+    return config.network.num_layers * 4 * len(config.value_steps) * value.dim * action.dim
 
 
 def _timestep(dim: int, runs: int) -> int:
     return runs * 2 * (256 * dim + dim * dim + 6 * dim * dim)
-
-
-def _expert(
-    expert: ExpertConfig, num_layers: int, rows: int, given: int, head: int, video_tokens: int, video_dim: int
-) -> int:
-    """One expert: its own rows, and the video features, projected once for all of them."""
-    tokens, dim = rows * given, expert.dim
-    layer = _block(tokens, dim, dim) + 4 * tokens * given * dim
-    layer += 2 * 2 * video_tokens * video_dim * dim + 2 * 2 * tokens * dim * dim + 4 * tokens * video_tokens * dim
-    ends = 2 * (tokens + rows * head) * expert.channels * dim
-    return num_layers * layer + ends + rows * _timestep(dim, runs=1 + (given > head))
