@@ -183,3 +183,5 @@ def test_an_evaluation_that_finished_no_episode_blocks_no_other(tmp_path: Path, 
     assert json.loads((tmp_path / "run.json").read_text())["protocol"] == results.protocol
     with pytest.raises(ValueError, match="holds another evaluation"):
         run_evaluation(tmp_path, episodes=1, record_episodes=0, max_steps=5, workers=1)
+    with pytest.raises(ValueError, match=r"expected a folder or nothing at .*run.json, found a file"):
+        run_evaluation(tmp_path / "run.json")

@@ -270,6 +270,7 @@ def test_bad_data_is_named(policy: Policy, tmp_path: Path) -> None:
         (in_memory(width=None), {}, "expected a column 'value'.*--no-values"),
         (in_memory(width=4), {}, "expected 10 channels in column 'value', as the policy was trained on, got 4"),
         (in_memory(), {"seeds": [1, 1]}, "distinct seeds"),
+        (in_memory(), {"seeds": [-1]}, r"seeds of 0 or more, got 16 and \[-1\]"),
         (in_memory(), {"batch_size": 0}, "batch_size >= 1"),
     ]
     for data, options, message in cases:

@@ -75,7 +75,9 @@ def test_unknown_protocols_are_named_with_the_known_ones() -> None:
         get_protocol("metaworld/v9")
 
 
-@pytest.mark.parametrize("change", [{"max_steps": 0}, {"episodes": 0}, {"execution_horizon": 0}, {"seeds": ()}])
+@pytest.mark.parametrize(
+    "change", [{"max_steps": 0}, {"episodes": 0}, {"execution_horizon": 0}, {"seeds": ()}, {"seeds": (0, 1, 0)}]
+)
 def test_impossible_protocols_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="protocol 'metaworld/v1': expected"):
         get_protocol("metaworld/v1", **change)

@@ -7,7 +7,6 @@ when episodes were lost to simulator errors; the same command tries those again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -127,7 +126,7 @@ def run(options: Options) -> int:
         resume=not options.fresh,
     )
     if options.json:
-        print(json.dumps(dataclasses.asdict(results), indent=2))
+        print(json.dumps(results.to_dict(), indent=2))
     else:
         print(_table(results))
         print(f"results are in {options.output}")

@@ -93,13 +93,15 @@ def evaluate(
 
     Raises:
         SpecMismatch: policy and environment differ; before the first step.
-        ValueError: unknown task, or the folder belongs to another policy, planner or protocol.
+        ValueError: unknown task, or `out` is a file or the folder of another policy, planner or protocol.
         RuntimeError: simulators fail one after the other.
         OSError: the disk is full; finished episodes are kept.
     """
     requests = protocol.requests(tasks=tasks, episodes=episodes)
     protocol.require_robot(policy.spec.robot)
     horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
     log = EpisodeLog(out)
     run = _describe_run(protocol, horizon, identity)
     if resume:

@@ -80,8 +80,10 @@ def open_loop(
             predicted, or a folder that holds something else.
         DiskFull: no room; what the folder held is untouched.
     """
-    if batch_size < 1 or not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"expected batch_size >= 1 and distinct seeds, got {batch_size} and {list(seeds)}")
+    if batch_size < 1 or not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise ValueError(
+            f"expected batch_size >= 1 and distinct seeds of 0 or more, got {batch_size} and {list(seeds)}"
+        )
     _require_folder(out, fresh=fresh)
     _require_robot(policy, dataset, identity, source)
     recorded = [

@@ -56,8 +56,9 @@ class Protocol:
                 raise ValueError(f"protocol {self.name!r}: expected {key} >= 1, got {getattr(self, key)}")
         if self.execution_horizon is not None and self.execution_horizon < 1:
             raise ValueError(f"protocol {self.name!r}: expected execution_horizon >= 1, got {self.execution_horizon}")
-        if not self.seeds:
-            raise ValueError(f"protocol {self.name!r}: expected at least one seed, got none")
+        # A seed given twice would count the same episodes twice and narrow the interval for nothing.
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"protocol {self.name!r}: expected one or more distinct seeds, got {list(self.seeds)}")
 
     @property
     def title(self) -> str:

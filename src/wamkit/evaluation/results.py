@@ -192,10 +192,14 @@ class Results:
     gl_backend: str
     machine: dict[str, Any]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
     def save(self, folder: Path) -> Path:
         """Write `results.json` into an evaluation folder, whole or not at all."""
         path = folder / RESULTS_FILE
-        write_json(path, {"format": FORMAT, **dataclasses.asdict(self)})
+        write_json(path, self.to_dict())
         return path
 
     @classmethod
