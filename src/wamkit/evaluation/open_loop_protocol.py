@@ -1,9 +1,9 @@
 """The two ways in which an open-loop validation can ask a policy; importing this module loads no torch.
 
-`policy` asks as the control loop does: every `execution_horizon` rows, with the observation memory that
-those calls would have left, and compares with the rows that the policy was trained to predict. `reference` is what the
-public code of WAV does: chunks side by side from row 0, memory spread over everything seen so far, and fixed offsets
-whatever the policy was trained with.
+`policy` asks as the control loop does: every `execution_horizon` rows, with the observation memory that those calls
+would have left, and compares with the rows that the policy was trained to predict. `reference` is what the public code
+of WAV does: chunks side by side from row 0, memory spread over everything seen so far, and fixed offsets whatever the
+policy was trained with.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class OpenLoopProtocol:
         """One sentence for people."""
         if self.name == "reference":
             return f"chunks of {self.execution_horizon} rows side by side, memory spread over all rows before"
+        first = "that of the observation's row" if self.action_offset == 0 else "that of the row after the observation"
         return (
             f"a call every {self.execution_horizon} rows, memory as in closed loop with threshold "
-            f"{self.memory_threshold}, first action {self.action_offset} rows after the present one"
+            f"{self.memory_threshold}, first action {first}"
         )
 
 
