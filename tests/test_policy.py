@@ -13,6 +13,7 @@ import torch
 from wamkit.checkpoint import read_policy
 from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
+from wamkit.data.actions import ActionTransform
 from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer, ValueTransform
@@ -42,7 +43,7 @@ def make_policy(planner: PlannerConfig | None = None, seed: int = 0) -> Policy:
     values = np.random.default_rng(0).normal(3, 2, size=(30, 10)).astype(np.float32)
     transforms = Transforms(
         state=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.state)),
-        action=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.actions)),
+        action=ActionTransform(normalizer=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.actions))),
         value=ValueTransform.from_statistics(feature_statistics(values)),
     )
     spec = PolicySpec(
@@ -160,11 +161,11 @@ def test_a_prediction_is_what_the_policy_would_do(planner: PlannerConfig | None)
 def test_actions_leave_in_physical_units() -> None:
     """Widening the statistics of the action widens the action by as much."""
     policy, wide = make_policy(), make_policy()
-    normalizer = wide.transforms.action
+    normalizer = wide.transforms.action.normalizer
     doubled = dataclasses.replace(
         normalizer, q01=tuple(2 * x for x in normalizer.q01), q99=tuple(2 * x for x in normalizer.q99), epsilon=2e-6
     )
-    wide.transforms = dataclasses.replace(wide.transforms, action=doubled)
+    wide.transforms = dataclasses.replace(wide.transforms, action=ActionTransform(normalizer=doubled))
     ours, theirs = run(policy, [0], [0], calls=1)[0], run(wide, [0], [0], calls=1)[0]
     torch.testing.assert_close(theirs, 2 * ours, atol=1e-5, rtol=1e-4)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
 from wamkit.chunking import ObservationMemory
+from wamkit.data.actions import ActionTransform
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.draws import SeededDraws
 from wamkit.models import family_module
@@ -36,12 +37,12 @@ class Transforms:
 
     Args:
         state: of the proprioceptive state.
-        action: of the control channels.
+        action: representation and normalisation of the control channels.
         value: of the value vector, or `None` for a policy without values.
     """
 
     state: Normalizer
-    action: Normalizer
+    action: ActionTransform
     value: ValueTransform | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +61,8 @@ class Transforms:
         if missing:
             raise ValueError(f"statistics.json: expected the keys state, action and value, {missing} not found")
         value = None if data["value"] is None else ValueTransform.from_dict(data["value"])
-        return cls(state=Normalizer.from_dict(data["state"]), action=Normalizer.from_dict(data["action"]), value=value)
+        state = Normalizer.from_dict(data["state"])
+        return cls(state=state, action=ActionTransform.from_dict(data["action"], state=state), value=value)
 
 
 @dataclass
@@ -158,7 +160,7 @@ class Policy:
         chosen = self._plan(control, draws)
         planned = time.perf_counter()
         sampled = control.sample(draws, chosen, imagine=record)
-        actions = self.transforms.action.denormalize(sampled.actions).cpu()
+        actions = self.transforms.action.denormalize(sampled.actions, state.to(device)).cpu()
         decoded = time.perf_counter()
         for slot in slots:
             self._slots[slot].calls += 1
@@ -194,7 +196,7 @@ class Policy:
         sampled = control.sample(draws, chosen, imagine=True)
         states = None if sampled.states is None else self.transforms.state.denormalize(sampled.states).cpu()
         return Prediction(
-            actions=self.transforms.action.denormalize(sampled.actions).cpu(),
+            actions=self.transforms.action.denormalize(sampled.actions, observation.state.to(device)).cpu(),
             states=states,
             value=self._imagined(sampled, chosen).value,
             sampled=sampled,

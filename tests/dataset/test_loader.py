@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from wamkit.data.actions import ActionTransform
 from wamkit.data.loader import WindowLoader
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer, ValueTransform
@@ -40,7 +41,7 @@ def robot():
 def build(episodes, robot):
     def make(dataset=None, **settings):
         defaults = {
-            "action": _normalizer([episode.actions for episode in episodes]),
+            "action": ActionTransform(normalizer=_normalizer([episode.actions for episode in episodes])),
             "state": _normalizer([episode.state for episode in episodes]),
             "batch_size": 8,
             "seed": 3,
@@ -186,7 +187,7 @@ def test_values_are_required_when_asked_for(build, episodes, robot):
 def test_a_row_that_is_not_finite_is_named(build, episodes, robot):
     episodes[2].actions[7, 1] = np.nan
     with pytest.raises(ValueError, match=r"episode 2, row 7: .*'action'"):
-        build(MemoryDataset(episodes, robot), action=_normalizer([episodes[0].actions]))
+        build(MemoryDataset(episodes, robot), action=ActionTransform(normalizer=_normalizer([episodes[0].actions])))
 
 
 def test_short_episodes_are_never_drawn_and_alone_are_refused(build, episodes, robot):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from wamkit.data.actions import ActionTransform
 from wamkit.data.features import camera_key
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
@@ -269,7 +270,7 @@ def test_labelled_dataset_feeds_the_loader(root):
     loader = WindowLoader(
         labelled,
         WindowConfig(context=2, chunk=3, action_horizon=6),
-        action=Normalizer.from_statistics("minmax", statistics["action"]),
+        action=ActionTransform(normalizer=Normalizer.from_statistics("minmax", statistics["action"])),
         state=Normalizer.from_statistics("minmax", statistics["state"]),
         value=ValueTransform.from_statistics(statistics["value"]),
         batch_size=4,

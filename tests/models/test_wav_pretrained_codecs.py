@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from wamkit.data.actions import ActionTransform
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.data.transforms import Normalizer
 from wamkit.draws import TrainingDraws
@@ -90,7 +91,9 @@ def test_wav_trains_saves_and_acts_behind_pretrained_codecs(pretrained: Path, tm
         normalization="minmax",
     )
     model.network.eval()
-    policy = Policy(model, spec, Transforms(state=unit, action=unit, value=None), num_steps=2)
+    policy = Policy(
+        model, spec, Transforms(state=unit, action=ActionTransform(normalizer=unit), value=None), num_steps=2
+    )
     policy.save(tmp_path / "policy", config=settings.to_dict(), training={})
     assert not list((tmp_path / "policy" / "codecs").rglob("*.safetensors")), "pretrained codecs are named, not copied"
     actions = []

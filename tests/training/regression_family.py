@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wamkit.checkpoint import write_policy
+from wamkit.data.actions import ActionTransform
 from wamkit.data.loader import WindowLoader
 from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
@@ -94,7 +95,7 @@ class Windows:
         self.loader = WindowLoader(
             dataset,
             WindowConfig(context=1, chunk=2, action_horizon=HORIZON, sample_n_frames=8),
-            action=action,
+            action=ActionTransform(normalizer=action),
             state=state,
             batch_size=stage.batch_size,
             seed=3,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
+from wamkit.data.actions import ActionTransform
 from wamkit.data.loader import WindowLoader
 from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
@@ -67,8 +68,10 @@ class WAVWindows:
                 action_horizon=config.action_horizon,
                 sample_n_frames=20,
             ),
-            action=Normalizer.from_statistics(
-                "minmax", feature_statistics(np.concatenate([e.actions for e in episodes]))
+            action=ActionTransform(
+                normalizer=Normalizer.from_statistics(
+                    "minmax", feature_statistics(np.concatenate([e.actions for e in episodes]))
+                )
             ),
             state=Normalizer.from_statistics("minmax", feature_statistics(np.concatenate([e.state for e in episodes]))),
             value=ValueTransform.from_statistics(feature_statistics(np.concatenate(values))),
@@ -205,7 +208,9 @@ def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path) -> None:
     )
     episodes = synthetic_episodes(2, length=24)
     transforms = Transforms(
-        action=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].actions)),
+        action=ActionTransform(
+            normalizer=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].actions))
+        ),
         state=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].state)),
         value=None,
     )

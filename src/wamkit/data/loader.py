@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wamkit.data.actions import ActionTransform
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
 from wamkit.data.transforms import Normalizer, ValueTransform
@@ -61,7 +62,7 @@ class WindowLoader:
         dataset: EpisodeSource,
         config: WindowConfig,
         *,
-        action: Normalizer,
+        action: ActionTransform,
         state: Normalizer,
         value: ValueTransform | None = None,
         batch_size: int,
@@ -77,7 +78,7 @@ class WindowLoader:
         Args:
             dataset: where episodes come from.
             config: how windows are cut.
-            action: normaliser of the action column.
+            action: representation and normalisation of the action column.
             state: normaliser of the state column.
             value: transform of the value column; `None` leaves values out, and then no value column is needed.
             batch_size: windows per batch.
@@ -106,6 +107,7 @@ class WindowLoader:
                 f"loader: expected an episode of 2 or more rows, got {len(lengths)} episodes of at most "
                 f"{lengths.max(initial=0)}; record longer ones"
             )
+        self._action = action
         self._actions, self._state, self._values = self._read_numbers(action, state, value)
         self._lock = threading.Lock()  # a decoder is not safe to share between the prefetch thread and the caller
         self._shape = self._frame_shape()
@@ -166,22 +168,24 @@ class WindowLoader:
         frame_rows = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context
         video = self._gather_frames(rows.position, frame_rows)
         num_context = self.config.context
+        state = self._state[torch.from_numpy(start[:, 0] + rows.context[:, -1])]
+        is_padded = torch.from_numpy(rows.is_padded)
         return Batch(
             context=video[:, :, :num_context],
             future=video[:, :, num_context:] if need_future else None,
-            state=self._state[torch.from_numpy(start[:, 0] + rows.context[:, -1])],
-            actions=self._actions[window],
+            state=state,
+            actions=self._action.normalize_window(self._actions[window], state, is_padded),
             future_state=self._state[window],
-            is_padded=torch.from_numpy(rows.is_padded),
+            is_padded=is_padded,
             value_targets=None if self._values is None else self._values[window],
             task=[self._entries[at].task for at in rows.position],
             episode_index=torch.from_numpy(rows.episode),
         )
 
     def _read_numbers(
-        self, action: Normalizer, state: Normalizer, value: ValueTransform | None
+        self, action: ActionTransform, state: Normalizer, value: ValueTransform | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        wanted: dict[str, Normalizer | ValueTransform] = {ACTION: action, STATE: state}
+        wanted: dict[str, ActionTransform | Normalizer | ValueTransform] = {ACTION: action, STATE: state}
         if value is not None:
             wanted[VALUE] = value
         read: dict[str, list[Tensor]] = {key: [] for key in wanted}
@@ -196,7 +200,10 @@ class WindowLoader:
                     )
                 # In float64, so that the affine part loses nothing before the one rounding to float32.
                 exact = torch.from_numpy(column.astype(np.float64))
-                read[key].append(transform.normalize(exact).to(torch.float32))
+                normalize = (
+                    transform.normalize_episode if isinstance(transform, ActionTransform) else transform.normalize
+                )
+                read[key].append(normalize(exact).to(torch.float32))
         joined = {key: torch.cat(parts) for key, parts in read.items()}
         return joined[ACTION], joined[STATE], joined.get(VALUE)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Kind = Literal["minmax", "meanstd"]
-Representation = Literal["absolute"]
 
 FORMULAS: Final[dict[str, str]] = {
     "minmax": "2 * (x - q01) / (q99 - q01 + epsilon) - 1",
@@ -73,7 +72,6 @@ class Normalizer:
         constant: constant channels; their constant is `mean`.
         widened: channels whose range was widened.
         epsilon: added to the divisor.
-        representation: what the statistics describe; `absolute` means the vector as it is recorded.
 
     Source: WAV 3.6 of the specification; Differs: the rules above.
     """
@@ -86,16 +84,10 @@ class Normalizer:
     constant: tuple[int, ...] = ()
     widened: tuple[int, ...] = ()
     epsilon: float = 1e-6
-    representation: Representation = "absolute"
 
     def __post_init__(self) -> None:
         if self.kind not in FORMULAS:
             raise ValueError(f"normaliser: expected kind to be one of {list(FORMULAS)}, got {self.kind!r}")
-        if self.representation not in get_args(Representation):
-            raise ValueError(
-                f"normaliser: expected representation to be one of {list(get_args(Representation))}, "
-                f"got {self.representation!r}"
-            )
         widths = {name: len(getattr(self, name)) for name in ("q01", "q99", "mean", "std")}
         if len(set(widths.values())) != 1:
             raise ValueError(f"normaliser: expected as many channels in every statistic, got {widths}")
@@ -190,7 +182,6 @@ class Normalizer:
             "kind": self.kind,
             "formula": self.formula,
             "epsilon": self.epsilon,
-            "representation": self.representation,
             "q01": list(self.q01),
             "q99": list(self.q99),
             "mean": list(self.mean),
@@ -217,7 +208,6 @@ class Normalizer:
             constant=tuple(data.get("constant", ())),
             widened=tuple(data.get("widened", ())),
             epsilon=float(data["epsilon"]),
-            representation=data.get("representation", "absolute"),
         )
 
     def _check(self, x: Tensor) -> None:

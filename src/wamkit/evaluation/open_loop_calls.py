@@ -174,7 +174,9 @@ class Caller:
         last = episode.entry.length - 1
         rows = call.rows.action.clip(max=last)
         true = torch.from_numpy(episode.actions[rows])
-        actions = _numbers(prediction.actions[row], true, sampled.actions[row], transforms.action.normalize(true))
+        current = torch.from_numpy(episode.states[call.rows.current])
+        wanted = transforms.action.normalize_chunk(true[None], current[None])[0]
+        actions = _numbers(prediction.actions[row], true, sampled.actions[row], wanted)
         states = None
         if prediction.states is not None and sampled.states is not None:
             felt = torch.from_numpy(episode.states[rows])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wamkit.atomic import atomic_folder, complete_folder
+from wamkit.data.actions import ActionTransform
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE
@@ -80,7 +81,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
     dataset = LeRobotDataset(run.data.root)
     robot = _require_fit(run, dataset)
-    transforms = _transforms(run, dataset)
+    transforms = _transforms(run, dataset, robot)
 
     with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
         base = WindowLoader(
@@ -177,7 +178,7 @@ def _windows(run: Run) -> WindowConfig:
     )
 
 
-def _transforms(run: Run, dataset: LeRobotDataset) -> Transforms:
+def _transforms(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> Transforms:
     statistics = from_rank_zero(lambda: current_statistics(dataset))  # computing them writes a file
     value = ValueTransform.from_statistics(statistics[VALUE]) if VALUE in statistics else None
     width = run.model.value_channels
@@ -194,7 +195,9 @@ def _transforms(run: Run, dataset: LeRobotDataset) -> Transforms:
     kind = run.data.normalization
     return Transforms(
         state=Normalizer.from_statistics(kind, statistics["state"]),
-        action=Normalizer.from_statistics(kind, statistics["action"]),
+        action=ActionTransform.from_statistics(
+            run.data.action_type, kind, statistics, robot, targets=run.data.action_targets
+        ),
         value=value if width else None,
     )
 

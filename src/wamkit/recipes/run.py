@@ -21,6 +21,9 @@ class DataConfig:
         first_row: 0 uses every row of an episode, 1 leaves out the first as the published code does.
         sample_n_frames: rows that `random` and `uniform` memory may reach back.
         normalization: of states and actions.
+        action_type: how the network represents actions; `delta` and `relative` leave grippers absolute.
+        action_targets: state channels that the action channels (grippers apart) are targets of, in order; by default
+            those of the same name. `delta` and `relative` need them.
     """
 
     root: Path = Path()
@@ -29,6 +32,8 @@ class DataConfig:
     first_row: int = 0
     sample_n_frames: int = 500
     normalization: Literal["minmax", "meanstd"] = "minmax"
+    action_type: Literal["absolute", "delta", "relative"] = "absolute"
+    action_targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,9 @@ class WAVConfig:
         num_future: future pixel frames (9 = 1 + 8: two latent frames).
         action_horizon: action tokens Ta; a multiple of `num_future`.
         action_dim: control channels, the first channels of an action token.
-        state_dim: state channels, the rest of an action token.
+        state_dim: state channels.
+        concatenates_state: an action token holds the state of its row behind the action; without, the network predicts
+            actions alone, and a state token needs as many state channels as there are action channels.
         has_state_token: prepend the current state to the action tokens.
         value_dense: one value token per action; else one per future frame, for the row that the frame shows.
         name: size name, for the record.
@@ -115,6 +117,7 @@ class WAVConfig:
     action_horizon: int = 36
     action_dim: int = 7
     state_dim: int = 8
+    concatenates_state: bool = True
     has_state_token: bool = True
     value_dense: bool = True
     name: str = "custom"
@@ -138,8 +141,12 @@ class WAVConfig:
                 raise ValueError(f"expected {key} of 1 or more, got {getattr(self, key)}")
         action = self.network.action
         if action is not None and action.channels != self.token_dim:
+            what = "action_dim + state_dim" if self.concatenates_state else "action_dim"
+            raise ValueError(f"expected action channels = {what} = {self.token_dim}, got {action.channels}")
+        if self.has_state_token and not self.concatenates_state and self.state_dim != self.action_dim:
             raise ValueError(
-                f"expected action channels = action_dim + state_dim = {self.token_dim}, got {action.channels}"
+                f"a state token without concatenated states needs state_dim = action_dim = {self.action_dim}, got "
+                f"{self.state_dim}; set has_state_token=False or concatenates_state=True"
             )
 
     @property
@@ -165,8 +172,13 @@ class WAVConfig:
 
     @property
     def token_dim(self) -> int:
-        """Channels of an action token: action and state of the same dataset row."""
-        return self.action_dim + self.state_dim
+        """Channels of an action token: action and, if concatenated, state of the same dataset row."""
+        return self.action_dim + (self.state_dim if self.concatenates_state else 0)
+
+    @property
+    def num_zeros_before_state(self) -> int:
+        """Leading zero channels of the state token, in place of the action."""
+        return self.action_dim if self.concatenates_state else 0
 
     @property
     def num_future_latents(self) -> int:

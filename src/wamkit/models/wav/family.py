@@ -185,7 +185,9 @@ class WAV:
             empty_text=empty.tokens,
             empty_mask=empty.mask,
             state=batch.state,
-            actions=torch.cat((batch.actions, batch.future_state), dim=-1),
+            actions=torch.cat((batch.actions, batch.future_state), dim=-1)
+            if self.config.concatenates_state
+            else batch.actions,
             is_padded=batch.is_padded,
             value_targets=batch.value_targets,
         )
@@ -210,7 +212,7 @@ class WAV:
         """
         token = None
         if self.config.has_state_token:
-            token = torch.nn.functional.pad(state, (self.config.action_dim, 0))[:, None]
+            token = torch.nn.functional.pad(state, (self.config.num_zeros_before_state, 0))[:, None]
         views = memory.shape[1]
         control = WAVControl(self, memory, self._read_tasks(task), token, num_steps, self._pure_noise.get(views))
         self._pure_noise[views] = control.pure_noise
@@ -257,7 +259,7 @@ class WAVControl(ControlStep):
             model.network,
             memory=memory,
             num_future_latents=model.config.num_future_latents,
-            value_length=model.config.action_horizon,
+            value_length=len(model.config.value_steps),
             text=text,
             state_token=state_token,
             num_steps=num_steps,

@@ -295,7 +295,7 @@ def _noisy_action(
     noise = _noise(draws, "action", (count, *batch.actions.shape[1:]), like).flatten(0, 1)
     state = None
     if config.has_state_token:
-        state = torch.nn.functional.pad(batch.state, (config.action_dim, 0))
+        state = torch.nn.functional.pad(batch.state, (config.num_zeros_before_state, 0))
         state = repeat(state, "b a -> (b m) 1 a", m=count)
     tokens = ExpertTokens(tokens=interpolate(data, noise, sigma), timestep=told, state_token=state)
     return Noised(tokens=tokens, target=velocity(data, noise), weight=weight)
