@@ -49,6 +49,10 @@ class BatchRows:
     action: np.ndarray
     is_padded: np.ndarray
 
+    def only(self, index: Sequence[int]) -> BatchRows:
+        """Some of the batch's windows."""
+        return BatchRows(**{key: column[list(index)] for key, column in vars(self).items()})
+
 
 class WindowLoader:
     """Batches of windows, sampled uniformly over all windows of the dataset.
@@ -155,14 +159,17 @@ class WindowLoader:
             is_padded=np.stack([rows.is_padded for rows in picked]),
         )
 
-    def batch(self, step: int, *, need_future: bool = True) -> Batch:
+    def batch(self, step: int, *, need_future: bool = True, rows: Sequence[int] | None = None) -> Batch:
         """Batch number `step`; the same numbers and pixels whenever and in whatever order it is asked for.
 
         Args:
             step: 0 or more.
             need_future: whether future frames are wanted; without them `future` is `None` and nothing else changes.
+            rows: which windows of the batch are wanted, and decoded; all by default.
         """
-        rows = self.rows(step)
+        return self._read(self.rows(step) if rows is None else self.rows(step).only(rows), need_future)
+
+    def _read(self, rows: BatchRows, need_future: bool) -> Batch:
         start = self._offsets[rows.position][:, None]
         window = torch.from_numpy(start + rows.action)
         frame_rows = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context

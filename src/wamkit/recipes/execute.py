@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.data.actions import ActionTransform
+from wamkit.data.batches import StageBatches
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE
@@ -24,7 +25,7 @@ from wamkit.data.windows import WindowConfig
 from wamkit.device import choose_device
 from wamkit.draws import seeded
 from wamkit.models import family_module
-from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
+from wamkit.parallel import from_rank_zero, local_device, process_group, rank
 from wamkit.policy import Policy, Transforms
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
@@ -33,24 +34,11 @@ from wamkit.training.prefetch import BatchSource
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.trainer import TrainReport, train
-from wamkit.types import Batch
 from wamkit.weight_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 CODEC_BATCHES = 12
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Batches:
-    """One stage's batches out of a loader: of each, the rows of this process."""
-
-    loader: WindowLoader
-    needs_future: bool
-
-    def batch(self, step: int) -> Batch:
-        batch = self.loader.batch(step, need_future=self.needs_future)
-        return batch.rows(rows_of_this_process(self.loader.batch_size))
 
 
 def execute(run: Run, *, resume: bool = True) -> TrainReport:
@@ -105,7 +93,12 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     def make_batches(stage: TrainStage) -> BatchSource:
         # stages draw other windows: the seed of each follows from its name
         seed = int(torch.randint(2**31, (1,), generator=seeded(run.seed, stage.name)))
-        return _Batches(loader=base.reseeded(stage.batch_size, seed), needs_future=stage.needs_future)
+        return StageBatches(
+            loader=base.reseeded(stage.batch_size, seed),
+            needs_future=stage.needs_future,
+            color_jitter=run.data.color_jitter,
+            device=device,
+        )
 
     spec = PolicySpec(
         family=run.model.family,

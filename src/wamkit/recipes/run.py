@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from wamkit.data.image_settings import ColorJitter
 from wamkit.models.wav.config import WAVConfig
 from wamkit.training.stage import TrainStage
 
@@ -24,6 +25,7 @@ class DataConfig:
         action_type: how the network represents actions; `delta` and `relative` leave grippers absolute.
         action_targets: state channels that the action channels (grippers apart) are targets of, in order; by default
             those of the same name. `delta` and `relative` need them.
+        color_jitter: random changes of colour in training; off by default.
     """
 
     root: Path = Path()
@@ -34,6 +36,7 @@ class DataConfig:
     normalization: Literal["minmax", "meanstd"] = "minmax"
     action_type: Literal["absolute", "delta", "relative"] = "absolute"
     action_targets: tuple[str, ...] = ()
+    color_jitter: ColorJitter = field(default_factory=ColorJitter)
 
 
 @dataclass(frozen=True, kw_only=True)
