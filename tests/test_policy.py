@@ -158,6 +158,52 @@ def test_a_prediction_is_what_the_policy_would_do(planner: PlannerConfig | None)
         policy.predict(dataclasses.replace(observation, state=torch.zeros(1, 4)), keys=[(11, 2)])
 
 
+WARM = dataclasses.replace(PLANNER, warm_start=True, warm_start_std=0.9, keep_mean=0.2, keep_std=0.2)
+
+
+def test_a_warm_start_goes_on_from_the_previous_call() -> None:
+    cold = run(make_policy(dataclasses.replace(WARM, warm_start=False)), [0], [10])
+    policy = make_policy(WARM)
+    warm = run(policy, [0], [10])
+    assert torch.equal(warm[0], cold[0]), "there is nothing to go on from in the first call"
+    assert not torch.allclose(warm[1], cold[1], atol=1e-4)
+    again = run(policy, [0], [10])  # run begins with reset, which forgets
+    assert all(torch.equal(one, other) for one, other in zip(warm, again, strict=True))
+
+
+def test_a_warm_start_belongs_to_its_slot() -> None:
+    """Slots that ask together, also when one of them has begun a new episode, get what they would get alone."""
+    policy = make_policy(WARM)
+    policy.reset([0, 1], seeds=[10, 11])
+    together = [act(policy, [0, 1], [0, 1]).actions]
+    policy.reset([1], seeds=[12])
+    together += [act(policy, [1, 0], [5, 4], executed=4).actions.flip(0) for _ in range(2)]
+    for slot, seeds in ((0, [10]), (1, [11, 12])):
+        alone = make_policy(WARM)
+        alone.reset([slot], seeds=seeds[:1])
+        chunks = [act(alone, [slot], [slot]).actions]
+        if len(seeds) > 1:
+            alone.reset([slot], seeds=seeds[1:])
+        chunks += [act(alone, [slot], [4 + slot], executed=4).actions for _ in range(2)]
+        for one, both in zip(chunks, together, strict=True):
+            torch.testing.assert_close(one[0], both[slot], atol=1e-5, rtol=1e-5)
+
+
+def test_scores_can_be_in_the_units_of_the_values() -> None:
+    policy = make_policy(dataclasses.replace(PLANNER, score="mean"))
+    physical = make_policy(dataclasses.replace(PLANNER, score="mean", denormalize_scores=True))
+    seen = []
+    for each in (policy, physical):
+        each.reset([0], seeds=[1])
+        imagined = act(each, [0], [0], record=True).imagined
+        assert imagined is not None and imagined.scores is not None
+        seen.append(imagined.scores)
+    assert seen[0].abs().max() < 3 < seen[1].mean(), "value targets have a mean of 3"
+    bare = dataclasses.replace(policy.transforms, value=None)
+    with pytest.raises(ValueError, match="denormalize_scores needs the policy's value transform"):
+        Policy(policy.model, policy.spec, bare, planner=physical.planner)
+
+
 def test_actions_leave_in_physical_units() -> None:
     """Widening the statistics of the action widens the action by as much."""
     policy, wide = make_policy(), make_policy()

@@ -25,6 +25,7 @@ from wamkit.draws import SeededDraws
 from wamkit.models import family_module
 from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
+from wamkit.planning.gaussian import Distributions
 from wamkit.spec import PolicySpec
 from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
 
@@ -72,6 +73,7 @@ class _Slot:
     memory: ObservationMemory
     seed: int
     calls: int = 0
+    searched: Distributions | None = None  # where the last call's search ended
 
 
 class Policy:
@@ -85,6 +87,9 @@ class Policy:
         num_steps: Euler steps of the decoder.
         memory_threshold: executed actions per shift of the observation memory.
         fingerprint: identity of the weights, for records.
+
+    Raises:
+        ValueError: the planner wants scores in units that no transform tells.
     """
 
     def __init__(
@@ -98,6 +103,11 @@ class Policy:
         memory_threshold: int = 1,
         fingerprint: str = "",
     ):
+        if planner is not None and planner.denormalize_scores and transforms.value is None:
+            raise ValueError(
+                "the planner's denormalize_scores needs the policy's value transform, and it has none; train it with "
+                "values, or use denormalize_scores=False"
+            )
         self.model = model
         self.spec = spec
         self.transforms = transforms
@@ -157,13 +167,15 @@ class Policy:
         control = self._open(memory, state, task)
         draws = SeededDraws(keys=[(self._slots[slot].seed, self._slots[slot].calls) for slot in slots], device=device)
         encoded = time.perf_counter()
-        chosen = self._plan(control, draws)
+        chosen = self._plan(control, draws, [self._slots[slot].searched for slot in slots])
         planned = time.perf_counter()
         sampled = control.sample(draws, chosen, imagine=record)
         actions = self.transforms.action.denormalize(sampled.actions, state.to(device)).cpu()
         decoded = time.perf_counter()
-        for slot in slots:
+        for row, slot in enumerate(slots):
             self._slots[slot].calls += 1
+            if chosen is not None and self.planner is not None and self.planner.warm_start:
+                self._slots[slot].searched = chosen.distributions.row(row)
         timing = {"encode": encoded - started, "plan": planned - encoded, "act": decoded - planned}
         return ActionChunk(actions=actions, imagined=self._imagined(sampled, chosen) if record else None, timing=timing)
 
@@ -172,7 +184,8 @@ class Policy:
         """What the policy expects to follow some observations, beside which what came can be set.
 
         No slot is read or changed: the memory is what `observation.video` holds. The same frames, state, sentence and
-        key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key.
+        key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key. A planner's
+        search always starts anew here: `warm_start` has no effect.
 
         Args:
             observation: `spec.num_context` frames of every camera, the newest last; the newest frame's state, in
@@ -206,12 +219,16 @@ class Policy:
         normalized = self.transforms.state.normalize(state.to(memory.device))
         return self.model.control_step(memory, normalized, list(task), self.num_steps)
 
-    def _plan(self, control: Decoder, draws: SeededDraws) -> Plan | None:
+    def _plan(
+        self, control: Decoder, draws: SeededDraws, previous: Sequence[Distributions | None] | None = None
+    ) -> Plan | None:
         if self.planner is None:
             return None
         if not isinstance(control, LatentProblem):
             raise ValueError(f"family {self.spec.family!r} has no latent noise to plan over; use planner=None")
-        return plan(control, self.planner, draws)
+        value = self.transforms.value
+        denormalize = None if value is None else value.denormalize
+        return plan(control, self.planner, draws, denormalize=denormalize, previous=previous)
 
     def _imagined(self, sampled: Sampled, chosen: Plan | None) -> Imagined:
         value = sampled.value

@@ -179,6 +179,11 @@ class ChosenNoise(Protocol):
     @property
     def value(self) -> Float[Tensor, "b y z"]: ...
 
+    @property
+    def features(self) -> Any:
+        """What the model read from `video` while it was searched, in the model's own form; `None` when not kept."""
+        ...
+
 
 @runtime_checkable
 class Draws(Protocol):

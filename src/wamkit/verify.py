@@ -308,7 +308,7 @@ def pipeline(network: WAVTransformer, case: GoldenCase) -> dict[str, Tensor]:
             out[f"{name}.iter{k}.value_elite_idx"] = seen.value_elites
             out[f"{name}.iter{k}.video_elite_idx"] = seen.video_elites
         for kind in ("video", "value"):
-            distribution = getattr(result, f"{kind}_distribution")
+            distribution = getattr(result.distributions, kind)
             out[f"{name}.final.{kind}_mean"] = distribution.mean
             out[f"{name}.final.{kind}_std"] = distribution.std
         out |= _decode(control, name, result.video, result.value, draws["action"])

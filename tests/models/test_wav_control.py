@@ -17,7 +17,7 @@ from wamkit.models.wav.control import ControlStep, KeptFeatures, to_latents, to_
 from wamkit.models.wav.experts import ExpertTokens
 from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.nn.modulation import Timesteps
-from wamkit.planning.cem import plan
+from wamkit.planning.cem import Watch, plan
 from wamkit.planning.config import PlannerConfig
 
 from .wav_cases import CONFIG, GRID, NETWORK, VIEWS, generator, network, text
@@ -173,9 +173,11 @@ def test_check_9f_candidates_hold_the_memory_bit_by_bit() -> None:
     class Spy(ControlStep):
         """A control step that remembers the candidates it was asked about."""
 
-        def values(self, video: Tensor, noise: Tensor, num_steps: int | None = None) -> Tensor:
+        def values(
+            self, video: Tensor, noise: Tensor, num_steps: int | None = None, watch: Watch | None = None
+        ) -> Tensor:
             self.candidates = video
-            return super().values(video, noise, num_steps)
+            return super().values(video, noise, num_steps, watch)
 
     step = control_step(network(), cls=Spy)
     result = plan(step, PlannerConfig(iterations=2, num_videos=4, num_values=2, value_elites=0.25), draws())
@@ -191,12 +193,44 @@ def test_only_one_micro_batch_of_features_is_held() -> None:
     class Spy(ControlStep):
         """A control step that checks, before each pass of the video stream, that the last one's features are gone."""
 
-        def features(self, video: Tensor, *, value: bool, action: bool) -> KeptFeatures:
+        def features(self, video: Tensor, *, value: bool, action: bool, hidden: bool = False) -> KeptFeatures:
             assert all(reference() is None for reference in held), "features of an earlier micro-batch are still held"
-            kept = super().features(video, value=value, action=action)
+            kept = super().features(video, value=value, action=action, hidden=hidden)
             held.extend(weakref.ref(each.key) for each in kept.value)
+            held.extend(weakref.ref(each) for each in kept.hidden)
             return kept
 
     step = control_step(network(), cls=Spy, max_rows=4)
     values = step.values(step.with_memory(noises(2, 6)[0]), torch.randn(2, 6, 2, HORIZON, 5))
     assert len(held) == 3 * NETWORK.num_layers and not values.requires_grad
+    held.clear()
+    config = PlannerConfig(iterations=2, num_videos=6, num_values=2, value_elites=0.25, final="best")
+    plan(step, config, draws())
+    assert len(held) == 2 * 3 * 2 * NETWORK.num_layers, "keys and hidden states of every layer, three parts a round"
+
+
+@pytest.mark.parametrize(("final", "passes"), [("sample", 2 * 3 + 1), ("best", 2 * 3)])
+def test_the_best_candidate_is_decoded_from_what_was_read_of_it(final: str, passes: int) -> None:
+    """Its actions and values equal those of a control step that reads its video once more."""
+    rows_read: list[int] = []
+
+    class Spy(ControlStep):
+        """A control step that counts passes of the video stream."""
+
+        def features(self, video: Tensor, *, value: bool, action: bool, hidden: bool = False) -> KeptFeatures:
+            rows_read.append(len(video))
+            return super().features(video, value=value, action=action, hidden=hidden)
+
+    step, action = control_step(network(), cls=Spy, max_rows=4), noises()[2]
+    config = PlannerConfig(iterations=2, num_videos=6, num_values=2, value_elites=0.25, final=final)
+    with torch.no_grad():
+        chosen = plan(step, config, draws())
+        noise = {"action_noise": action, "value_noise": chosen.value, "with_value": True}
+        decoded = step.decode(chosen.video, **noise, features=chosen.features)
+        assert len(rows_read) == passes
+        again = step.decode(chosen.video, **noise)
+    torch.testing.assert_close(decoded.actions, again.actions, atol=1e-5, rtol=0)
+    assert decoded.value is not None and again.value is not None
+    torch.testing.assert_close(decoded.value, again.value, atol=1e-5, rtol=0)
+    best = torch.stack([seen.scores.flatten(1) for seen in chosen.rounds], dim=1).flatten(1).argmax(1)
+    assert len(set((best // 12).tolist())) == 2, "the two observations must differ in the round that found their best"

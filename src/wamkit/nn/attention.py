@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -23,6 +25,15 @@ class KeyValue:
 
     key: Float[Tensor, "b n l k"]
     value: Float[Tensor, "b n l k"]
+
+    def rows(self, index: list[int]) -> KeyValue:
+        """Those of some context rows, copied."""
+        return KeyValue(key=self.key[index], value=self.value[index])
+
+    @classmethod
+    def joined(cls, parts: Sequence[KeyValue]) -> KeyValue:
+        """Several, one after the other."""
+        return cls(key=torch.cat([part.key for part in parts]), value=torch.cat([part.value for part in parts]))
 
 
 class Attention(nn.Module):

@@ -38,6 +38,11 @@ class PlannerConfig:
         random_scores: replace scores by noise (`shrink_only`): a control that tells a planning gain from the effect of
             a lower sampling temperature.
         value_steps: Euler steps while ranking; `None` uses as many as decoding does.
+        denormalize_scores: score value curves in the units of the value targets, not in the network's space, in which
+            below-average futures have negative values and `snr` prefers them spread out.
+        warm_start: a search starts from the distributions in which that of the same robot's previous control step
+            ended; they are not shifted in time.
+        warm_start_std: floor of the standard deviations that a warm start begins with.
     """
 
     iterations: int = 3
@@ -58,6 +63,9 @@ class PlannerConfig:
     final: Final = "sample"
     random_scores: bool = False
     value_steps: int | None = None
+    denormalize_scores: bool = False
+    warm_start: bool = False
+    warm_start_std: float = 0.5
 
     def __post_init__(self) -> None:
         for name, choices in (("score", Score), ("pairing", Pairing), ("final", Final)):
@@ -67,7 +75,7 @@ class PlannerConfig:
         for name in ("iterations", "num_videos", "num_values"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"planner: expected {name} as a whole number, got {getattr(self, name)!r}")
-        for name in ("iterations", "min_std", "std_decay", "penalty"):
+        for name in ("iterations", "min_std", "std_decay", "penalty", "warm_start_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"planner: expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("num_videos", "num_values"):

@@ -9,7 +9,8 @@ modulation once per model, memory latents once per frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,12 +37,34 @@ def to_latents(tokens: Float[Tensor, "*b l c"], height: int, width: int) -> Floa
 
 @dataclass(frozen=True, kw_only=True)
 class KeptFeatures:
-    """Keys and values of the video stream at pure noise, one per layer, projected for the experts that will read
-    them.
+    """What one pass of the video stream at pure noise leaves, one entry per layer.
+
+    Args:
+        value: keys and values for the value expert; empty when not asked for.
+        action: the same for the action expert.
+        hidden: hidden states, for an expert that may read them later.
     """
 
-    value: list[KeyValue] = field(default_factory=list)
-    action: list[KeyValue] = field(default_factory=list)
+    value: tuple[KeyValue, ...] = ()
+    action: tuple[KeyValue, ...] = ()
+    hidden: tuple[Float[Tensor, "b l d"], ...] = ()
+
+    def rows(self, index: list[int]) -> KeptFeatures:
+        """Those of some candidates, copied, so that the others may be dropped."""
+        return KeptFeatures(
+            value=tuple(kept.rows(index) for kept in self.value),
+            action=tuple(kept.rows(index) for kept in self.action),
+            hidden=tuple(x[index] for x in self.hidden),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[KeptFeatures]) -> KeptFeatures:
+        """Several, one after the other."""
+        return cls(
+            value=tuple(map(KeyValue.joined, zip(*(part.value for part in parts), strict=True))),
+            action=tuple(map(KeyValue.joined, zip(*(part.action for part in parts), strict=True))),
+            hidden=tuple(map(torch.cat, zip(*(part.hidden for part in parts), strict=True))),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,23 +142,28 @@ class ControlStep:
         return torch.cat((memory.to(future.dtype), future), dim=-3)
 
     @torch.no_grad()
-    def features(self, video: Float[Tensor, "b v c f h w"], *, value: bool, action: bool) -> KeptFeatures:
+    def features(
+        self, video: Float[Tensor, "b v c f h w"], *, value: bool, action: bool, hidden: bool = False
+    ) -> KeptFeatures:
         """One pass of the video stream at pure noise; hidden states are dropped as soon as they are projected.
 
         Args:
             video: initial latents (normalised), memory included.
             value: project for the value expert.
             action: project for the action expert.
+            hidden: keep the hidden states themselves.
         """
-        kept = KeptFeatures()
+        values, actions, states = [], [], []
         layers = self.network.video_layers(to_tokens(video), self.pure_noise, self.text, self._rotation)
         for i, x in enumerate(layers):
-            hidden = rearrange(x, "b v l d -> b (v l) d")
+            state = rearrange(x, "b v l d -> b (v l) d")
             if value:
-                kept.value.append(self.network.value.keep_video(i, hidden))
+                values.append(self.network.value.keep_video(i, state))
             if action:
-                kept.action.append(self.network.action.keep_video(i, hidden))
-        return kept
+                actions.append(self.network.action.keep_video(i, state))
+            if hidden:
+                states.append(state)
+        return KeptFeatures(value=tuple(values), action=tuple(actions), hidden=tuple(states))
 
     @property
     def value_shape(self) -> tuple[int, int]:
@@ -148,6 +176,7 @@ class ControlStep:
         video: Float[Tensor, "b g v c f h w"],
         noise: Float[Tensor, "b g n y z"],
         num_steps: int | None = None,
+        watch: Callable[[slice, Tensor, KeptFeatures], None] | None = None,
     ) -> Float[Tensor, "b g n y z"]:
         """Denoise value tokens of every candidate and sample; the `n` samples of a candidate share its features.
 
@@ -158,6 +187,7 @@ class ControlStep:
             video: initial latents of the candidates, memory included.
             noise: initial value noise.
             num_steps: Euler steps; as many as for actions when `None`.
+            watch: called with each micro-batch (its candidates, their values and features) before it is dropped.
         """
         sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
         batch, groups, samples = noise.shape[:3]
@@ -166,10 +196,12 @@ class ControlStep:
         for start in range(0, groups, chunk):
             part = slice(start, start + chunk)
             rows = rearrange(video[:, part], "b g v c f h w -> (b g) v c f h w")
-            kept = self.features(rows, value=True, action=False).value
+            kept = self.features(rows, value=True, action=False, hidden=watch is not None)
             flat = rearrange(noise[:, part], "b g n y z -> (b g n) y z")
-            flat = euler(flat, partial(self._value_velocity, kept), sigmas)
+            flat = euler(flat, partial(self._value_velocity, kept.value), sigmas)
             curves.append(rearrange(flat, "(b g n) y z -> b g n y z", b=batch, n=samples))
+            if watch is not None:
+                watch(part, curves[-1], kept)
             del kept  # before the next micro-batch is read, or two of them would be held
         return torch.cat(curves, dim=1)
 
@@ -181,6 +213,7 @@ class ControlStep:
         action_noise: Float[Tensor, "b p a"],
         value_noise: Float[Tensor, "b y z"] | None,
         with_value: bool = False,
+        features: KeptFeatures | None = None,
     ) -> Decoded:
         """Denoise actions from one video noise and one value noise.
 
@@ -192,9 +225,14 @@ class ControlStep:
             action_noise: initial action tokens.
             value_noise: initial value tokens; `None` for a model without a value expert.
             with_value: also return the denoised value.
+            features: of `video`, with hidden states, when a search has read it already.
         """
         network, value = self.network, None
-        kept = self.features(video, value=value_noise is not None, action=True)
+        if features is None:
+            kept = self.features(video, value=value_noise is not None, action=True)
+        else:
+            action = tuple(network.action.keep_video(i, x) for i, x in enumerate(features.hidden))
+            kept = KeptFeatures(value=features.value, action=action)
         value_features = None
         if value_noise is not None:
             first, hidden = self._value_step(value_noise, 1.0, kept.value, keep=True)
@@ -238,11 +276,11 @@ class ControlStep:
         return to_latents(future, *self.grid[1:])
 
     def _value_step(
-        self, x: Tensor, sigma: float, kept: list[KeyValue], keep: bool = False
+        self, x: Tensor, sigma: float, kept: Sequence[KeyValue], keep: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         return self.network.value.run(ExpertTokens(tokens=x, timestep=self._level(sigma)), kept, keep=keep)
 
-    def _value_velocity(self, kept: list[KeyValue], x: Tensor, sigma: float) -> Tensor:
+    def _value_velocity(self, kept: Sequence[KeyValue], x: Tensor, sigma: float) -> Tensor:
         return self._value_step(x, sigma, kept)[0]
 
     def _level(self, sigma: float) -> Tensor:

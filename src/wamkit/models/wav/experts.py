@@ -132,8 +132,8 @@ class ExpertStream:
     def run(
         self,
         given: ExpertTokens,
-        video: list[KeyValue],
-        value: list[KeyValue] | None = None,
+        video: Sequence[KeyValue],
+        value: Sequence[KeyValue] | None = None,
         keep: bool = False,
     ) -> tuple[Float[Tensor, "r p c"], list[Float[Tensor, "r l d"]]]:
         """The whole stream over kept features.

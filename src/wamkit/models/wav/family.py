@@ -287,7 +287,11 @@ class WAVControl(ControlStep):
             value_noise = draws("value", self.value_shape) if has_value else None
         action_noise = draws("action", (self.model.config.action_horizon, self.network.action.config.channels))
         decoded = self.decode(
-            video, action_noise=action_noise, value_noise=value_noise, with_value=imagine and has_value
+            video,
+            action_noise=action_noise,
+            value_noise=value_noise,
+            with_value=imagine and has_value,
+            features=None if chosen is None else chosen.features,
         )
         actions = decoded.actions[..., : self.model.config.action_dim]
         if not imagine:

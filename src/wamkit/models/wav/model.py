@@ -41,18 +41,13 @@ class TextContext:
     def rows(self, index: list[int]) -> TextContext:
         """Kept keys and values of some observations."""
         kept = cast(list[KeyValue], self.layers)
-        layers = [KeyValue(key=layer.key[index], value=layer.value[index]) for layer in kept]
-        return TextContext(layers=layers, bias=self.bias[index])
+        return TextContext(layers=[layer.rows(index) for layer in kept], bias=self.bias[index])
 
     @classmethod
     def joined(cls, contexts: list[TextContext]) -> TextContext:
         """Kept keys and values of several observations, one after the other."""
         kept = zip(*(cast(list[KeyValue], context.layers) for context in contexts), strict=True)
-        layers = [
-            KeyValue(key=torch.cat([each.key for each in layer]), value=torch.cat([each.value for each in layer]))
-            for layer in kept
-        ]
-        return cls(layers=layers, bias=torch.cat([context.bias for context in contexts]))
+        return cls(layers=list(map(KeyValue.joined, kept)), bias=torch.cat([context.bias for context in contexts]))
 
 
 @dataclass(frozen=True, kw_only=True)
