@@ -20,6 +20,7 @@ from torch import Tensor
 from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
 from wamkit.chunking import ObservationMemory
 from wamkit.data.actions import ActionTransform
+from wamkit.data.images import fit_video
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.draws import SeededDraws
 from wamkit.models import family_module
@@ -160,7 +161,7 @@ class Policy:
         self._check(slots, video, state, task, executed)
         started = time.perf_counter()
         device = self._device()
-        frames = self.model.encode_frames(video[:, :, None].to(device))
+        frames = self.model.encode_frames(self.seen(video[:, :, None].to(device)))
         for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
             self._slots[slot].memory.add(frames[row, :, :, 0], count)
         memory = torch.stack([self._slots[slot].memory.stack(dim=2) for slot in slots])
@@ -202,7 +203,7 @@ class Policy:
             )
         self._check_inputs(observation.video[:, :, -1], observation.state, observation.task)
         device = self._device()
-        memory = self.model.encode_frames(observation.video.to(device))
+        memory = self.model.encode_frames(self.seen(observation.video.to(device)))
         control = self._open(memory, observation.state, observation.task)
         draws = SeededDraws(keys=keys, device=device)
         chosen = self._plan(control, draws)
@@ -214,6 +215,10 @@ class Policy:
             value=self._imagined(sampled, chosen).value,
             sampled=sampled,
         )
+
+    def seen(self, video: UInt8[Tensor, "*n h w 3"]) -> UInt8[Tensor, "*n y x 3"]:
+        """Camera frames as the model sees them: of the size and in the way of training; imagined frames are alike."""
+        return fit_video(video, size=self.spec.image_size, preprocess=self.spec.preprocess)
 
     def _open(self, memory: Tensor, state: Tensor, task: Sequence[str]) -> Decoder:
         normalized = self.transforms.state.normalize(state.to(memory.device))

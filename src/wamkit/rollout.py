@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
 from wamkit.envs.workers import WorkerError, WorkerPool
-from wamkit.spec import require_match
+from wamkit.spec import PolicySpec, require_match
 from wamkit.trace import CallTrace, Trace
 from wamkit.types import ActingPolicy, ActionChunk, Imagined
 
@@ -239,7 +239,7 @@ class _Rollout:
             if is_over:
                 self.failures_in_a_row = 0
                 self._start(worker)
-                return _outcome(episode, self.cameras)
+                return _outcome(episode, self.policy.spec)
             episode.frame = answer.frame
         else:
             episode.frame, episode.sentence = answer, answer.sentence
@@ -263,7 +263,7 @@ class _Rollout:
             self._start(worker)
             return None
         self._start(worker)
-        return _outcome(episode, self.cameras, error=message)
+        return _outcome(episode, self.policy.spec, error=message)
 
     def _extend(self, episode: _Episode, chunk: ChunkOutcome) -> None:
         episode.steps += chunk.executed
@@ -331,9 +331,13 @@ class _Rollout:
             )
 
 
-def _outcome(episode: _Episode, cameras: tuple[str, ...], error: str | None = None) -> EpisodeOutcome:
+def _outcome(episode: _Episode, spec: PolicySpec, error: str | None = None) -> EpisodeOutcome:
     trace = None
     if episode.is_recorded and error is None:
+        cameras = spec.robot.camera_names
+        metadata = dataclasses.asdict(episode.request)
+        if spec.preprocess != "exact":
+            metadata["preprocess"] = spec.preprocess  # imagined frames are as the policy sees them
         trace = Trace(
             frames={camera: np.concatenate([part[camera] for part in episode.frames]) for camera in cameras},
             state=np.concatenate(episode.states),
@@ -342,7 +346,7 @@ def _outcome(episode: _Episode, cameras: tuple[str, ...], error: str | None = No
             success=np.concatenate(episode.success),
             calls=tuple(episode.call_traces),
             task=episode.sentence,
-            metadata=dataclasses.asdict(episode.request),
+            metadata=metadata,
         )
     return EpisodeOutcome(
         index=episode.index,

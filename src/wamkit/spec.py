@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 ActionKind = Literal["absolute", "delta", "relative"]
 GripperSign = Literal["open_positive", "close_positive", "none"]
+Preprocess = Literal["exact", "resize", "center_crop_resize"]
 
 
 class SpecMismatch(ValueError):
@@ -156,6 +157,8 @@ class PolicySpec:
         execution_horizon: actions of each chunk meant to be run before the next call.
         normalization: name of the normalisation formula of state and actions.
         tasks: sentences seen in training; empty when open.
+        image_size: (height, width) of the frames that the model sees; `None` is the size of the robot's cameras.
+        preprocess: how camera frames are brought to that size.
     """
 
     family: str
@@ -165,9 +168,13 @@ class PolicySpec:
     execution_horizon: int
     normalization: str
     tasks: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    preprocess: Preprocess = "exact"
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.preprocess not in get_args(Preprocess):
+            raise ValueError(f"expected preprocess among {get_args(Preprocess)}, got {self.preprocess!r}")
         if not 1 <= self.execution_horizon <= self.action_horizon:
             raise ValueError(
                 f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, "
@@ -187,6 +194,9 @@ class PolicySpec:
         """
         try:
             values = {**data, "robot": RobotSpec.from_dict(data["robot"]), "tasks": tuple(data.get("tasks", ()))}
+            if values.get("image_size") is not None:
+                height, width = values["image_size"]
+                values["image_size"] = (int(height), int(width))
             return cls(**values)
         except (KeyError, TypeError) as error:
             known = [item.name for item in dataclasses.fields(cls)]

@@ -171,6 +171,15 @@ def test_frames_of_unknown_time_are_not_set_beside_real_ones(evaluated: Path, tm
     assert "did not say how many steps ahead" in text and "dB" not in text
 
 
+def test_real_frames_are_shown_as_the_policy_saw_them(evaluated: Path, tmp_path: Path) -> None:
+    """A policy whose frames are smaller than the camera's imagines them in its own size."""
+    for path in evaluated.rglob("trace.npz"):
+        trace = Trace.load(path)
+        calls = tuple(dataclasses.replace(call, video=call.video[:, :, ::2, ::2]) for call in trace.calls)
+        dataclasses.replace(trace, calls=calls, metadata={**trace.metadata, "preprocess": "resize"}).save(path)
+    assert "dB" in Page(write_report([evaluated], tmp_path / "report.html").read_text()).text
+
+
 def test_names_cannot_break_the_page(evaluated: Path, tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>'
     policy = dataclasses.replace(Results.load(evaluated).policy, name=evil, planner={"name": evil})

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from wamkit.cli.main import main
 from wamkit.data.image_settings import ColorJitter
+from wamkit.data.images import fit_images
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.value_labels import SparseValueSettings, label_values
 from wamkit.data.writer import LeRobotWriter
 from wamkit.models.wav import config as wav
+from wamkit.policy import Policy, load_policy
 from wamkit.recipes import RECIPES
 from wamkit.recipes.execute import execute
 from wamkit.recipes.run import DataConfig, Run
+from wamkit.spec import PolicySpec
 from wamkit.training.log import read_metrics
 
 
@@ -66,6 +73,61 @@ def test_color_jitter_changes_what_is_learnt_and_repeats(dataset: Path, tmp_path
         execute(dataclasses.replace(runs[0], output=runs[1].output))
 
 
-def test_recipes_leave_colors_alone() -> None:
+def test_recipes_leave_pictures_alone() -> None:
     for name, recipe in RECIPES.items():
-        assert not recipe().data.color_jitter.is_on, name
+        data = recipe().data
+        assert not data.color_jitter.is_on and data.preprocess == "exact" and not data.random_crop, name
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose pictures are not of the model's size."""
+    return write_dataset(tmp_path_factory.mktemp("wide") / "dataset", height=48, width=64)
+
+
+def test_pictures_of_another_size_are_refused_with_the_ways_out(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dataset \[\(48, 64\)\](.|\n)*'resize' or 'center_crop_resize'"):
+        execute(tiny_run(wide, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("preprocess", ["resize", "center_crop_resize"])
+def test_a_policy_treats_the_robot_s_pictures_as_in_training(wide: Path, tmp_path: Path, preprocess: str) -> None:
+    """Its spec wants the robot's camera sizes; what the network gets is what it was trained on."""
+    run = tiny_run(wide, tmp_path / "run", preprocess=preprocess, random_crop=preprocess == "resize")
+    execute(run)
+    policy = load_policy(run.output / "policy", num_steps=2)
+    assert (policy.spec.image_size, policy.spec.preprocess) == ((32, 32), preprocess)
+    assert [(camera.height, camera.width) for camera in policy.spec.robot.cameras] == [(48, 64)] * 2
+    dataset = LeRobotDataset(wide)
+    recorded = torch.from_numpy(np.stack([dataset.frames(0, camera, [4])[0] for camera in ("front", "wrist")]))
+
+    def act(policy: Policy, video: torch.Tensor) -> torch.Tensor:
+        policy.reset([0], seeds=[3])
+        inputs = {"state": torch.zeros(1, 3), "task": ["push"], "executed": [0]}
+        return policy.act([0], video=video[None], **inputs, record=True)
+
+    chunk = act(policy, recorded)
+    fitted = fit_images(recorded, height=32, width=32, preprocess=preprocess)
+    own = dataclasses.replace(policy.spec, image_size=None, preprocess="exact", robot=synthetic_robot())
+    exact = Policy(policy.model, own, policy.transforms, num_steps=2)
+    assert torch.equal(act(exact, fitted).actions, chunk.actions)
+    assert chunk.imagined.video.shape == (1, 2, 9, 32, 32, 3)
+    with pytest.raises(ValueError, match=r"= \(1, 2, 48, 64, 3\)"):
+        act(policy, fitted)
+
+    # Recorded pictures are compared with imagined ones as the policy sees them.
+    out = tmp_path / "openloop"
+    arguments = ["--data", str(wide), "--output", str(out), "--num-steps", "1", "--device", "cpu"]
+    assert main(["openloop", str(run.output / "policy"), *arguments]) == 0
+    assert json.loads((out / "openloop.json").read_text())["total"]["video"]
+
+
+def test_old_policies_want_their_robot_s_sizes(dataset: Path) -> None:
+    robot = LeRobotDataset(dataset).robot
+    spec = PolicySpec(
+        family="wav", robot=robot, num_context=1, action_horizon=4, execution_horizon=2, normalization="minmax"
+    )
+    older = {key: item for key, item in spec.to_dict().items() if key not in ("image_size", "preprocess")}
+    assert PolicySpec.from_dict(older) == spec and spec.image_size is None
+    fitted = dataclasses.replace(spec, image_size=(32, 48), preprocess="resize")
+    assert PolicySpec.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-import os
-import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,13 +13,14 @@ from torch import Tensor
 
 from wamkit.data.actions import ActionTransform
 from wamkit.data.features import ACTION, STATE
+from wamkit.data.frames import FrameStore
+from wamkit.data.images import Crop, draw_crops
 from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig, num_windows, select_rows, window_ends
-from wamkit.spec import RobotSpec, SpecMismatch, require_match
+from wamkit.draws import TrainingDraws
+from wamkit.spec import Preprocess, RobotSpec, SpecMismatch, require_match
 from wamkit.types import Batch
-
-logger = logging.getLogger(__name__)
 
 VALUE_ADVICE = "write it with `wamkit data values`, then compute the statistics again"
 
@@ -74,6 +70,9 @@ class WindowLoader:
         cameras: Sequence[str] | None = None,
         robot: RobotSpec | None = None,
         episodes: Sequence[int] | None = None,
+        image_size: tuple[int, int] | None = None,
+        preprocess: Preprocess = "exact",
+        random_crop: bool = False,
         cache_frames: int | Literal["auto"] = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -90,6 +89,9 @@ class WindowLoader:
             cameras: cameras in view order; by default `robot`'s, else the dataset's.
             robot: the robot that a policy is trained for; the dataset's must match it.
             episodes: dataset episodes to use; by default all.
+            image_size: (height, width) of the frames in batches; `None` is the recorded size.
+            preprocess: how recorded frames are brought to that size.
+            random_crop: show a part of each view, drawn anew for each window, brought to the same size.
             cache_frames: bytes that decoded frames may take; `auto` is a quarter of the free memory; 0 keeps none.
             progress: called with (episodes decoded, episodes) while frames are decoded into memory.
 
@@ -113,9 +115,17 @@ class WindowLoader:
             )
         self._action = action
         self._actions, self._state, self._values = self._read_numbers(action, state, value)
-        self._lock = threading.Lock()  # a decoder is not safe to share between the prefetch thread and the caller
-        self._shape = self._frame_shape()
-        self._frames = self._decode_all(progress) if self._fits(cache_frames) else None
+        self._random_crop = random_crop
+        self._frames = FrameStore(
+            dataset,
+            self._entries,
+            self.cameras,
+            image_size=image_size,
+            preprocess=preprocess,
+            keep_recorded=random_crop,
+            cache_frames=cache_frames,
+            progress=progress,
+        )
 
     @property
     def num_windows(self) -> int:
@@ -125,7 +135,7 @@ class WindowLoader:
     @property
     def frames_in_memory(self) -> bool:
         """Whether all frames were decoded into memory."""
-        return self._frames is not None
+        return self._frames.in_memory
 
     def reseeded(self, batch_size: int, seed: int) -> WindowLoader:
         """The same numbers and frames, shared, in batches of another size and order."""
@@ -167,13 +177,18 @@ class WindowLoader:
             need_future: whether future frames are wanted; without them `future` is `None` and nothing else changes.
             rows: which windows of the batch are wanted, and decoded; all by default.
         """
-        return self._read(self.rows(step) if rows is None else self.rows(step).only(rows), need_future)
+        wanted = range(self.batch_size) if rows is None else rows
+        crops = None
+        if self._random_crop:
+            draws = TrainingDraws(key=(self.seed, step), rows=wanted, num_rows=self.batch_size)
+            crops = draw_crops(len(self.cameras), draws)
+        return self._read(self.rows(step).only(wanted), need_future, crops)
 
-    def _read(self, rows: BatchRows, need_future: bool) -> Batch:
+    def _read(self, rows: BatchRows, need_future: bool, crops: list[list[Crop]] | None) -> Batch:
         start = self._offsets[rows.position][:, None]
         window = torch.from_numpy(start + rows.action)
         frame_rows = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context
-        video = self._gather_frames(rows.position, frame_rows)
+        video = self._frames.gather(rows.position, frame_rows, crops)
         num_context = self.config.context
         state = self._state[torch.from_numpy(start[:, 0] + rows.context[:, -1])]
         is_padded = torch.from_numpy(rows.is_padded)
@@ -214,68 +229,6 @@ class WindowLoader:
         joined = {key: torch.cat(parts) for key, parts in read.items()}
         return joined[ACTION], joined[STATE], joined.get(VALUE)
 
-    def _frame_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels, read off the first frame of each camera."""
-        entry = self._entries[0]
-        shapes = {camera: self.dataset.frames(entry.index, camera, [0]).shape[1:] for camera in self.cameras}
-        if len(set(shapes.values())) != 1:
-            raise ValueError(
-                f"loader: expected all cameras to have one size, got {shapes}; record them alike or choose cameras"
-            )
-        height, width, channels = shapes[self.cameras[0]]
-        robot = self.dataset.robot
-        for camera in robot.cameras if robot is not None else ():
-            if camera.name in self.cameras and (camera.height, camera.width) != (height, width):
-                raise SpecMismatch(
-                    f"camera {camera.name!r}: expected {camera.height}x{camera.width} px (the dataset's robot spec), "
-                    f"got frames of {height}x{width}; the video does not belong to this dataset"
-                )
-        return int(height), int(width), int(channels)
-
-    def _fits(self, cache_frames: int | Literal["auto"]) -> bool:
-        budget = _free_memory() // 4 if cache_frames == "auto" else cache_frames
-        needed = int(self._offsets[-1]) * len(self.cameras) * int(np.prod(self._shape))
-        if needed > budget:
-            logger.info("frames need %d MB, the budget is %d MB: decoding them per batch", needed >> 20, budget >> 20)
-        return needed <= budget
-
-    def _decode_all(self, progress: Callable[[int, int], None] | None) -> np.ndarray:
-        """Frames of every view, uint8 `[view * row, h * w * c]`: one axis, so that a batch is a single gather."""
-        num_rows, num_views = int(self._offsets[-1]), len(self.cameras)
-        frames = np.empty((num_views, num_rows, *self._shape), dtype=np.uint8)
-        for position, entry in enumerate(self._entries):
-            rows = slice(self._offsets[position], self._offsets[position + 1])
-            for view, camera in enumerate(self.cameras):
-                frames[view, rows] = self._decode(entry, camera, range(entry.length))
-            if progress is not None:
-                progress(position + 1, len(self._entries))
-        return frames.reshape(num_views * num_rows, -1)
-
-    def _decode(self, entry: EpisodeEntry, camera: str, indices: Sequence[int]) -> np.ndarray:
-        frames = self.dataset.frames(entry.index, camera, indices)
-        if frames.shape != (len(indices), *self._shape) or frames.dtype != np.uint8:
-            raise ValueError(
-                f"episode {entry.index}, camera {camera!r}: expected uint8 frames of shape "
-                f"{(len(indices), *self._shape)}, got {frames.dtype} of {frames.shape}; record the episode again"
-            )
-        return frames
-
-    def _gather_frames(self, position: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Frames uint8 `[b, v, t, h, w, c]` of rows `[b, t]` of the episodes at `position`."""
-        num_views = len(self.cameras)
-        if self._frames is not None:
-            view_start = (np.arange(num_views) * self._offsets[-1])[None, :, None]
-            index = self._offsets[position][:, None, None] + view_start + rows[:, None, :]
-            gathered = np.take(self._frames, index, axis=0)
-            return torch.from_numpy(gathered.reshape(*index.shape, *self._shape))
-        video = np.empty((len(position), num_views, rows.shape[1], *self._shape), dtype=np.uint8)
-        with self._lock:
-            for item, at in enumerate(position):
-                unique, inverse = np.unique(rows[item], return_inverse=True)
-                for view, camera in enumerate(self.cameras):
-                    video[item, view] = self._decode(self._entries[at], camera, unique.tolist())[inverse]
-        return torch.from_numpy(video)
-
 
 def _choose_cameras(dataset: EpisodeSource, cameras: Sequence[str] | None, robot: RobotSpec | None) -> tuple[str, ...]:
     known = tuple(dataset.cameras)
@@ -300,16 +253,3 @@ def _choose_episodes(dataset: EpisodeSource, episodes: Sequence[int] | None) -> 
     if missing or not chosen:
         raise ValueError(f"loader: expected episodes among the dataset's {len(entries)}, got {missing or chosen}")
     return [entries[index] for index in chosen]
-
-
-def _free_memory() -> int:
-    """Bytes that this process may still take: what the machine can spare, within the container's limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts memory that holds cached files, which the system gives back at once
-        available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        free = int(available[1]) * 1024 if available else free
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(text) - int(used.read_text())))
-    return free

@@ -146,10 +146,10 @@ class Caller:
         imagined = future.cpu().numpy()
         rows = [future_rows(call.rows, steps, self.protocol) for call in calls]
         inside = [own[own < call.episode.entry.length] for own, call in zip(rows, calls, strict=True)]
-        real = self._frames(calls, inside)
+        real = [self._seen(video) for video in self._frames(calls, inside)]
         answers = []
         for row, call in enumerate(calls):
-            compared = _compare_frames(imagined[row], real[row], context[row][:, -1], rows[row])
+            compared = _compare_frames(imagined[row], real[row], self._seen(context[row][:, -1:])[:, 0], rows[row])
             answers.append(self._answer(call, prediction, row, steps, compared))
             self.films.add(
                 episode=call.episode.entry.index,
@@ -220,6 +220,10 @@ class Caller:
             ordered, frames = found[call.episode.entry.index]
             taken.append(self._nothing() if frames is None else frames[:, np.searchsorted(ordered, own)])
         return taken
+
+    def _seen(self, video: np.ndarray) -> np.ndarray:
+        """Recorded frames `v t h w c` as the policy sees them, and imagines."""
+        return self.policy.seen(torch.from_numpy(video)).numpy()
 
     def _nothing(self) -> np.ndarray:
         cameras = self.policy.spec.robot.cameras

@@ -130,8 +130,9 @@ def _strip(trace: Trace, call: CallTrace) -> str:
     heads = ["now"] + ["" if steps is None else f"+{steps[index]}" for index in shown]
     cells = ["<span></span>"] + [f'<span class="at">{head}</span>' for head in heads]
     qualities = []
-    for view, (camera, frames) in enumerate(trace.frames.items()):
+    for view, (camera, recorded) in enumerate(trace.frames.items()):
         imagined = call.video[view]
+        frames = _as_seen(trace, recorded, imagined.shape[1:3])
         now = _picture(frames[call.step])
         rows = [("imagined", ["<span></span>"] + [_picture(imagined[index]) for index in shown])]
         if steps is not None:
@@ -144,7 +145,7 @@ def _strip(trace: Trace, call: CallTrace) -> str:
                 f'<span class="row"><b class="{word}">{word}</b><br>{escape(camera)}</span>' + "".join(pictures)
             )
         cells.append('<span class="gap"></span>')
-    height, width = next(iter(trace.frames.values())).shape[1:3]
+    height, width = call.video.shape[2:4]
     told = " · ".join(quality for quality in qualities if quality)
     if steps is None:
         told = "the policy did not say how many steps ahead these frames lie, so no real frames are set beside them"
@@ -152,6 +153,18 @@ def _strip(trace: Trace, call: CallTrace) -> str:
         f'<h3>Control step {call.step}</h3><p class="soft">{told}</p><div class="scroll">'
         f'<div class="strip" style="--frames:{len(shown) + 1};--aspect:{width}/{height}">{"".join(cells)}</div></div>'
     )
+
+
+def _as_seen(trace: Trace, frames: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Camera frames as the policy saw them, which is how it imagines them."""
+    if frames.shape[1:3] == size:
+        return frames
+    import torch  # which takes seconds, and most reports need not
+
+    from wamkit.data.images import fit_images
+
+    preprocess = trace.metadata.get("preprocess", "exact")
+    return fit_images(torch.from_numpy(frames), height=size[0], width=size[1], preprocess=preprocess).numpy()
 
 
 def _quality(camera: str, frames: np.ndarray, imagined: np.ndarray, step: int, steps: np.ndarray) -> str:

@@ -82,6 +82,9 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             seed=run.seed,
             cameras=robot.camera_names,
             robot=robot,
+            image_size=(run.model.image_size, run.model.image_size),
+            preprocess=run.data.preprocess,
+            random_crop=run.data.random_crop,
             progress=bar.show,
         )
     family = family_module(run.model.family).FAMILY
@@ -108,6 +111,8 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         execution_horizon=run.execution_horizon,
         normalization=run.data.normalization,
         tasks=tuple(sorted({episode.task for episode in dataset.episodes})),
+        image_size=None if run.data.preprocess == "exact" else (run.model.image_size, run.model.image_size),
+        preprocess=run.data.preprocess,
     )
     policy = Policy(model, spec, transforms)
 
@@ -201,6 +206,7 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
     if robot is None:
         raise ValueError(f"{dataset.root} says nothing of its robot; record it with wamkit, or add a RobotSpec")
     model = run.model
+    size = (model.image_size, model.image_size)
     offered = {
         "cameras": len(robot.cameras),
         "image sizes": sorted({(camera.height, camera.width) for camera in robot.cameras}),
@@ -209,7 +215,7 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
     }
     wanted = {
         "cameras": model.num_views,
-        "image sizes": [(model.image_size, model.image_size)],
+        "image sizes": [size] if run.data.preprocess == "exact" else offered["image sizes"],
         "action channels": model.action_dim,
         "state channels": model.state_dim,
     }
@@ -218,7 +224,8 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
         listed = "\n  - ".join(wrong)
         raise ValueError(
             f"model {model.name!r} and dataset {dataset.root} do not fit:\n  - {listed}\n"
-            "Change the model's settings (--model.…), or record the dataset with other cameras or sizes."
+            "Change the model's settings (--model.…), or record the dataset with other cameras or sizes; images of "
+            "another size can be made to fit with data.preprocess 'resize' or 'center_crop_resize'."
         )
     return robot
 
@@ -231,6 +238,8 @@ def _codecs(run: Run, loader: WindowLoader, family: Any, fingerprint: str) -> Pa
     """
     folder = run.output / "codecs"
     made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": fingerprint}
+    if run.data.preprocess != "exact" or run.data.random_crop:
+        made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
     if complete_folder(folder).is_dir():
         if read_json(complete_folder(folder) / "made_for.json") != made_for:
             raise ValueError(

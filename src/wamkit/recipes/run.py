@@ -8,6 +8,7 @@ from typing import Literal
 
 from wamkit.data.image_settings import ColorJitter
 from wamkit.models.wav.config import WAVConfig
+from wamkit.spec import Preprocess
 from wamkit.training.stage import TrainStage
 
 
@@ -25,6 +26,9 @@ class DataConfig:
         action_type: how the network represents actions; `delta` and `relative` leave grippers absolute.
         action_targets: state channels that the action channels (grippers apart) are targets of, in order; by default
             those of the same name. `delta` and `relative` need them.
+        preprocess: how frames that are not of the model's size are brought to it, in training and by the policy:
+            `resize` stretches them, `center_crop_resize` cuts off what is too long, `exact` refuses them.
+        random_crop: train on a part of each view, drawn anew for each window: sides of 7/8 or more.
         color_jitter: random changes of colour in training; off by default.
     """
 
@@ -36,6 +40,8 @@ class DataConfig:
     normalization: Literal["minmax", "meanstd"] = "minmax"
     action_type: Literal["absolute", "delta", "relative"] = "absolute"
     action_targets: tuple[str, ...] = ()
+    preprocess: Preprocess = "exact"
+    random_crop: bool = False
     color_jitter: ColorJitter = field(default_factory=ColorJitter)
 
 
