@@ -17,7 +17,7 @@ FLOORS = (
     ("planning", "checkpoint", "model_card", "chunking", "policy", "rollout"),
     ("training", "evaluation", "serving"),
     ("recipes",),
-    ("cli", "verify", "doctor"),
+    ("cli", "verify", "verify_weights", "doctor"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = (3, 5)  # floors whose rooms never import each other

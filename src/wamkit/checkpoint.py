@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.model_card import model_card
 from wamkit.spec import PolicySpec
-from wamkit.weight_files import check_weights, read_json, read_weights, write_json, write_weights
+from wamkit.weight_files import StoredWeights, check_weights, read_json, read_weights, write_json, write_weights
 
 TRAINING_STATE = "training_state"
 _JSON_FILES = ("config.json", "spec.json", "statistics.json", "training.json")
@@ -73,6 +73,14 @@ class PolicyFiles:
             ValueError: a weight file is damaged.
         """
         return read_weights(self.folder)
+
+    def open_weights(self) -> StoredWeights:
+        """The weights in the type they were saved with, each read when asked for.
+
+        Raises:
+            ValueError: a weight file is damaged.
+        """
+        return StoredWeights(self.folder)
 
 
 def write_policy(

@@ -314,6 +314,8 @@ def load_policy(
     planner: PlannerConfig | None = None,
     num_steps: int = 10,
     memory_threshold: int = 1,
+    dtype: torch.dtype | None = None,
+    pretrained: Path | None = None,
 ) -> Policy:
     """Load a policy from its folder alone.
 
@@ -323,6 +325,9 @@ def load_policy(
         planner: see `Policy`.
         num_steps: see `Policy`.
         memory_threshold: see `Policy`.
+        dtype: type that the network computes in, whatever its weights are stored as; float32 when `None`.
+        pretrained: where pretrained codecs (`vae/`, `text_encoder/`, `tokenizer/`) lie, when that is not where they lay
+            in training.
 
     Raises:
         FileNotFoundError: no folder, or a file of it is missing.
@@ -330,7 +335,9 @@ def load_policy(
     """
     files: PolicyFiles = read_policy(folder)
     module = family_module(files.family)
-    model = module.FAMILY.load(files.config, files.load_weights(), files.codecs, source=str(folder))
+    model = module.FAMILY.load(
+        files.config, files.open_weights(), files.codecs, source=str(folder), dtype=dtype, pretrained=pretrained
+    )
     model.to(device)
     model.network.eval()
     if planner is not None and not model.config.value_channels:

@@ -23,6 +23,7 @@ from wamkit.flow import euler
 from wamkit.models.wav.config import ExpertConfig, NetworkConfig
 from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.experts import ExpertTokens
+from wamkit.models.wav.initial import empty_network
 from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.models.wav.weights import load_weights
 from wamkit.nn.modulation import Timesteps
@@ -182,7 +183,7 @@ def evaluate(case: GoldenCase) -> list[Comparison]:
 
 
 def _evaluate(case: GoldenCase) -> list[Comparison]:
-    network = WAVTransformer(network_config(case.settings["model"])).eval()
+    network = empty_network(network_config(case.settings["model"])).eval()
     load_weights(network, case.group("w."), source=f"golden case {case.name}")
     recorded = [
         key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,8 @@ def check_weights(source: Path | str) -> None:
             raise _damaged(file, error) from error
 
 
-def read_weights(source: Path | str) -> dict[str, Tensor]:
-    """Read tensors to the CPU from a file, an index of shards, or a folder with either.
+class StoredWeights(Mapping[str, Tensor]):
+    """Tensors of a file, an index of shards, or a folder with either; headers are read now, each tensor when asked for.
 
     Args:
         source: see `weight_files`.
@@ -117,24 +117,66 @@ def read_weights(source: Path | str) -> dict[str, Tensor]:
         FileNotFoundError: nothing there, or a shard is missing.
         ValueError: a file is damaged, or not weights; the message names it.
     """
-    source = Path(source)
-    source = _weights_in(source) if source.is_dir() else source
-    tensors: dict[str, Tensor] = {}
-    # Of tensors that share memory the writer stores one and names the others in the metadata, of shards in the index.
-    aliases: dict[str, Any] = dict(read_json(source).get("metadata", {})) if source.suffix == ".json" else {}
-    for file in weight_files(source):
-        try:
-            with safe_open(file, framework="pt", device="cpu") as reader:
+
+    def __init__(self, source: Path | str):
+        self.source = Path(source)
+        found = _weights_in(self.source) if self.source.is_dir() else self.source
+        self.files = tuple(weight_files(found))
+        # Of tensors that share memory the writer stores one and names the others in the metadata, of shards in the
+        # index.
+        aliases: dict[str, Any] = dict(read_json(found).get("metadata", {})) if found.suffix == ".json" else {}
+        self._readers: dict[str, tuple[Any, str]] = {}
+        for file in self.files:
+            try:
+                reader = safe_open(file, framework="pt", device="cpu")
                 aliases |= reader.metadata() or {}
-                tensors |= {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise _damaged(file, error) from error
-    tied = {
-        name: tensors[kept]
-        for name, kept in aliases.items()
-        if isinstance(kept, str) and kept in tensors and name not in tensors
-    }
-    return tensors | tied
+                self._readers |= {name: (reader, name) for name in reader.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise _damaged(file, error) from error
+        tied = {
+            name: self._readers[kept]
+            for name, kept in aliases.items()
+            if isinstance(kept, str) and kept in self._readers and name not in self._readers
+        }
+        self._readers |= tied
+
+    def __getitem__(self, name: str) -> Tensor:
+        reader, stored = self._readers[name]
+        tensor: Tensor = reader.get_tensor(stored)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header."""
+        reader, stored = self._readers[name]
+        return tuple(reader.get_slice(stored).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's type as safetensors writes it (`F32`, `BF16`, `F8_E4M3`, `I64`), from the header."""
+        reader, stored = self._readers[name]
+        return str(reader.get_slice(stored).get_dtype())
+
+
+def read_weights(source: Path | str) -> dict[str, Tensor]:
+    """All tensors of a file, an index of shards, or a folder with either, on the CPU; tied ones share memory.
+
+    Args:
+        source: see `weight_files`.
+
+    Raises:
+        FileNotFoundError: nothing there, or a shard is missing.
+        ValueError: a file is damaged, or not weights; the message names it.
+    """
+    stored = StoredWeights(source)
+    tensors: dict[tuple[int, str], Tensor] = {}
+    for key in stored._readers.values():
+        tensors.setdefault((id(key[0]), key[1]), key[0].get_tensor(key[1]))
+    return {name: tensors[id(reader), kept] for name, (reader, kept) in stored._readers.items()}
 
 
 def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:

@@ -70,7 +70,7 @@ def action_error(policy: Policy, num_rows: int = 40) -> tuple[float, float]:
         task=[e.task for e, _ in picked],
         executed=[0] * num_rows,
     )
-    normalize = policy.transforms.action.normalize  # every channel counts alike
+    normalize = policy.transforms.action.normalizer.normalize  # every channel counts alike
     wanted = normalize(torch.from_numpy(np.stack([e.actions[t] for e, t in picked])))
     got = normalize(chunk.actions[:, 0])
     return float((got - wanted).square().mean()), float((wanted.mean(0) - wanted).square().mean())

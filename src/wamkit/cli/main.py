@@ -1,7 +1,8 @@
 """`wamkit <command>`: the table of commands, and what happens to their errors.
 
 A command is a module with `Options`, a frozen dataclass or a union of them (its sub-commands), and
-`run(options) -> int`, whose result is the exit status. Its module is imported when the command is chosen, so help comes
+`run(options) -> int`, whose result is the exit status; one whose options depend on the arguments (a file that holds
+their defaults) also has `parse(arguments)`. Its module is imported when the command is chosen, so help comes
 at once.
 
 Exit status: 0 done; 1 the command says no (a failed check); 2 wrong use, wrong data or a machine that lacks something,
@@ -76,12 +77,16 @@ def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int
         import tyro
 
         command = importlib.import_module(module)
+        wanted, default = command.Options, None
+        if hasattr(command, "parse"):
+            wanted, default, arguments = command.parse(arguments)
         options = tyro.cli(
-            command.Options,
+            wanted,
             prog=f"wamkit {name}",
             description=command.__doc__,
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
+            **({} if default is None else {"default": default}),
         )
         status: int = command.run(options)
         sys.stdout.flush()

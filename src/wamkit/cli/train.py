@@ -1,5 +1,7 @@
 """Train a recipe: wamkit train RECIPE --data.root DATASET --output FOLDER [any other setting of the recipe].
 
+A configuration of WAV's public trainer is a recipe too: wamkit train FILE.yaml --data.root DATASET [other settings].
+
 The same command continues an interrupted run. The output folder holds metrics.jsonl, checkpoints/ and, when all stages
 are done, policy/. Several GPUs or processes:
 
@@ -9,6 +11,7 @@ are done, policy/. Several GPUs or processes:
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -28,6 +31,16 @@ if TYPE_CHECKING:
     Options = Run
 else:
     Options = _options()
+
+
+def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
+    """What the arguments are settings of, its defaults, and the settings; a YAML file stands for a recipe."""
+    if not arguments or not arguments[0].endswith((".yaml", ".yml")):
+        return Options, None, arguments
+    from wamkit.recipes.reference_yaml import read_reference_yaml
+
+    found = read_reference_yaml(Path(arguments[0]), num_processes=int(os.environ.get("WORLD_SIZE", "1")))
+    return Run, found.run, arguments[1:]
 
 
 def run(options: Run) -> int:

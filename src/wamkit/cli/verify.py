@@ -1,8 +1,4 @@
-"""Compare this library with recorded numbers: wamkit verify golden FILE.safetensors.
-
-Evaluates every case of a golden file (weights, inputs, recorded draws) and prints the largest absolute error of every
-recorded output. Exit status 0 only when all are within the tolerance that the file's JSON names.
-"""
+"""Check this library against recorded numbers, and weights against a model."""
 
 from __future__ import annotations
 
@@ -14,13 +10,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from wamkit.models.wav.load_policy import Profile
+
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `wamkit verify`."""
+class Golden:
+    """Evaluate every case of a golden file (weights, inputs, recorded draws) and print each output's largest error.
 
-    what: Annotated[Literal["golden"], tyro.conf.Positional, tyro.conf.arg(metavar="golden")]
-    """What to compare with."""
+    Exit status 0 only when all are within the tolerance that the file's JSON names.
+    """
+
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.safetensors")]
     """Golden tensors."""
     spec: Path | None = None
@@ -29,8 +28,36 @@ class Options:
     """Print the comparisons as JSON."""
 
 
-def run(options: Options) -> int:
-    """Evaluate; 1 when a tensor is out of tolerance."""
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Say what weights are, and whether a model can start from them; exit status 1 when it cannot.
+
+    Nothing of the model is built; of the weights only headers are read, unless --read.
+    """
+
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """A safetensors file, an index of shards, or a folder with either."""
+    model: Literal["libero", "dualarm", "small", "tiny"] | Path = "libero"
+    """Size, or a policy folder whose configuration is taken."""
+    profile: Profile | None = None
+    """What kind of weights they should be; by default what their names look like."""
+    may_resize: tuple[str, ...] = ()
+    """Modules of other shapes that would start fresh, beside those of the profile."""
+    read: bool = False
+    """Also read every tensor and look for NaN and infinity."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+Options = Annotated[Golden, tyro.conf.subcommand("golden")] | Annotated[Weights, tyro.conf.subcommand("weights")]
+
+
+def run(options: Golden | Weights) -> int:
+    """Run the chosen sub-command."""
+    return _golden(options) if isinstance(options, Golden) else _weights(options)
+
+
+def _golden(options: Golden) -> int:
     from wamkit.verify import evaluate, read_cases
 
     comparisons = [item for case in read_cases(options.file, options.spec) for item in evaluate(case)]
@@ -46,3 +73,16 @@ def run(options: Options) -> int:
     if not options.json:
         print(f"{len(comparisons) - len(failed)} of {len(comparisons)} tensors within tolerance")
     return 1 if failed else 0
+
+
+def _weights(options: Weights) -> int:
+    from wamkit.verify_weights import inspect_weights
+
+    found = inspect_weights(
+        options.path, options.model, profile=options.profile, may_resize=options.may_resize, read=options.read
+    )
+    if options.json:
+        print(jsonlib.dumps(dataclasses.asdict(found), indent=2, default=str))
+    else:
+        print(found)
+    return 0 if found.fits else 1

@@ -11,7 +11,7 @@ FAMILIES: dict[str, str] = {
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of a family; its `FAMILY` is the family's class, with `load(config, weights, codecs, source)`.
+    """The module of a family; its `FAMILY` is the family's class, with verbs `create`, `fit_codecs` and `load`.
 
     Raises:
         ValueError: unknown family.

@@ -33,6 +33,7 @@ from wamkit.spec import PolicySpec, RobotSpec
 from wamkit.training.prefetch import BatchSource
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
+from wamkit.training.state import has_checkpoint
 from wamkit.training.trainer import TrainReport, train
 from wamkit.weight_files import read_json, write_json
 
@@ -88,10 +89,9 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             progress=bar.show,
         )
     family = family_module(run.model.family).FAMILY
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        codecs = from_rank_zero(lambda: _codecs(run, base, family, dataset.fingerprint()))
-        model = family.create(run.model, codecs)
+    codecs = from_rank_zero(lambda: _codecs(run, base, family, dataset.fingerprint()))
+    initial, record = _initial(run)
+    model = family.create(run.model, codecs, seed=run.seed, **initial)
 
     def make_batches(stage: TrainStage) -> BatchSource:
         # stages draw other windows: the seed of each follows from its name
@@ -136,6 +136,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             "model": plain(run.model),
             "data": plain(dataclasses.replace(run.data, root=Path(run.data.root.name))),
             "execution_horizon": run.execution_horizon,
+            **record,
         },
         data_fingerprint=dataset.fingerprint(),
     )
@@ -161,6 +162,21 @@ def _rank_zero_speaks() -> Iterator[None]:
             yield
     finally:
         ours.setLevel(level)
+
+
+def _initial(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a family needs to start from a run's initial weights, and what is recorded of them.
+
+    An interrupted run does not read them again: its checkpoint holds every weight.
+    """
+    initial = run.initial
+    if initial.path == Path():
+        return {}, {}
+    name = initial.path.resolve().name
+    record = {"initial": {"name": name, "profile": initial.profile, "may_resize": list(initial.may_resize)}}
+    if from_rank_zero(lambda: has_checkpoint(run.output)):
+        return {}, record
+    return {"initial": initial.path, "profile": initial.profile, "may_resize": initial.may_resize}, record
 
 
 def _windows(run: Run) -> WindowConfig:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from wamkit.data.image_settings import ColorJitter
 from wamkit.models.wav.config import WAVConfig
+from wamkit.models.wav.load_policy import Profile
 from wamkit.spec import Preprocess
 from wamkit.training.stage import TrainStage
 
@@ -46,6 +47,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Weights that training starts from.
+
+    Args:
+        path: a safetensors file, an index of shards, or a folder with either; a policy folder is one. Without it all
+            weights are fresh.
+        profile: what kind of weights they are, which says what they may lack.
+        may_resize: modules whose tensors may differ in shape and then start fresh, beside those of the profile.
+    """
+
+    path: Path = Path()
+    profile: Profile = "exact"
+    may_resize: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a training run is made of.
 
@@ -53,6 +70,7 @@ class Run:
         data: dataset and windows.
         output: run folder, has to be set; the trained policy ends up in its `policy/`.
         model: sizes and geometry.
+        initial: weights to start from.
         stages: in the order they run.
         execution_horizon: actions of each chunk meant to be run before the policy is asked again.
         seed: of every draw.
@@ -66,6 +84,7 @@ class Run:
     model: WAVConfig
     stages: tuple[TrainStage, ...]
     data: DataConfig = DataConfig()
+    initial: InitialWeights = InitialWeights()
     output: Path = Path()
     execution_horizon: int = 8
     seed: int = 0

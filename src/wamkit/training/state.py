@@ -258,6 +258,11 @@ class CheckpointStore:
                 remove_folder(item.folder)
 
 
+def has_checkpoint(run_folder: Path) -> bool:
+    """Whether a run in this folder would be continued and not begun."""
+    return any((run_folder / "checkpoints").glob(f"*/{TRAINING_STATE}/state.json"))
+
+
 def _write_shards(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """Write the tensors of every kind, `KIND.NAME`, together with the other processes; names of the files."""
     from_rank_zero(lambda: folder.mkdir(parents=True))

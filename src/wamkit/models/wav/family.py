@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.draws import TrainingDraws
 from wamkit.models.wav.config import WAVConfig
 from wamkit.models.wav.control import ControlStep
+from wamkit.models.wav.initial import empty_network, initialized
+from wamkit.models.wav.layouts import open_weights
+from wamkit.models.wav.load_policy import PROFILES, Profile
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective
@@ -46,8 +49,23 @@ class WAV:
     _pure_noise: dict[int, Modulation] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def build(cls, config: WAVConfig, video_codec: VideoCodec, text_encoder: TextEncoder) -> WAV:
-        """A WAV with fresh weights.
+    def build(
+        cls,
+        config: WAVConfig,
+        video_codec: VideoCodec,
+        text_encoder: TextEncoder,
+        *,
+        network: WAVTransformer | None = None,
+        seed: int = 0,
+    ) -> WAV:
+        """A WAV behind codecs.
+
+        Args:
+            config: sizes and window geometry.
+            video_codec: frozen.
+            text_encoder: frozen.
+            network: its weights; `None` makes fresh ones.
+            seed: of fresh weights.
 
         Raises:
             ValueError: a codec does not fit the configuration.
@@ -58,9 +76,9 @@ class WAV:
             raise ValueError(f"expected a video codec with (spatial, temporal, channels) = {wanted}, got {offered}")
         if text_encoder.width != config.network.text_width:
             raise ValueError(f"expected text of width {config.network.text_width}, got {text_encoder.width}")
-        return cls(
-            config=config, network=WAVTransformer(config.network), video_codec=video_codec, text_encoder=text_encoder
-        )
+        if network is None:
+            network = initialized(empty_network(config.network), seed)
+        return cls(config=config, network=network, video_codec=video_codec, text_encoder=text_encoder)
 
     @classmethod
     def fit_codecs(cls, config: WAVConfig, batches: Sequence[Batch], generator: torch.Generator, folder: Path) -> None:
@@ -112,20 +130,68 @@ class WAV:
         text.save(folder / "text")
 
     @classmethod
-    def create(cls, config: WAVConfig, codecs: Path) -> WAV:
-        """A WAV with fresh weights (from torch's global generator) behind saved codecs."""
-        return cls.build(config, load_video_codec(codecs / "video"), load_text_encoder(codecs / "text"))
+    def create(
+        cls,
+        config: WAVConfig,
+        codecs: Path,
+        *,
+        seed: int,
+        initial: Path | None = None,
+        profile: Profile = "exact",
+        may_resize: Sequence[str] = (),
+    ) -> WAV:
+        """A WAV to be trained, behind saved codecs.
+
+        Args:
+            config: sizes and window geometry.
+            codecs: what `fit_codecs` or `save_codecs` wrote.
+            seed: of fresh weights.
+            initial: weights to start from; see `layouts.open_weights`.
+            profile: what kind of weights those are, which says what they may lack; the seed gives it fresh.
+            may_resize: modules of other shapes in them, fresh too.
+
+        Raises:
+            FileNotFoundError: nothing at `initial`.
+            ValueError: codecs or weights do not fit the configuration.
+        """
+        network = None
+        if initial is not None:
+            network = empty_network(config.network)
+            policy = PROFILES[profile].allowing(may_resize)
+            load_weights(network, open_weights(initial), source=str(initial), policy=policy, seed=seed)
+        video, text = load_video_codec(codecs / "video"), load_text_encoder(codecs / "text")
+        return cls.build(config, video, text, network=network, seed=seed)
 
     @classmethod
-    def load(cls, config: dict[str, Any], weights: dict[str, Tensor], codecs: Path, source: str) -> WAV:
+    def load(
+        cls,
+        config: dict[str, Any],
+        weights: Mapping[str, Tensor],
+        codecs: Path,
+        *,
+        source: str,
+        dtype: torch.dtype | None = None,
+        pretrained: Path | None = None,
+    ) -> WAV:
         """A WAV from the pieces of a policy folder.
+
+        Args:
+            config: what `WAVConfig.to_dict` gave.
+            weights: by official name.
+            codecs: what `save_codecs` wrote.
+            source: name for messages.
+            dtype: of the network's values; float32 when `None`, whatever the weights are stored as.
+            pretrained: where pretrained codecs lie now, when they have moved.
 
         Raises:
             ValueError: configuration, codecs and weights do not fit each other.
         """
-        model = cls.create(WAVConfig.from_dict(config), codecs)
-        load_weights(model.network, weights, source=source)
-        return model
+        parsed = WAVConfig.from_dict(config)
+        network = empty_network(parsed.network)
+        load_weights(network, weights, source=source, dtype=dtype)
+        video = load_video_codec(codecs / "video", pretrained=pretrained)
+        text = load_text_encoder(codecs / "text", pretrained=pretrained)
+        return cls.build(parsed, video, text, network=network)
 
     def save_codecs(self, folder: Path) -> None:
         """Write what `load` needs of the codecs."""
