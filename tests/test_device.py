@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wamkit.device import choose_device
+from wamkit.device import choose_device, clock
 
 
 def test_devices_that_are_there() -> None:
@@ -23,3 +23,25 @@ def test_names_that_mean_nothing(name: str) -> None:
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=f"got '{name}', and it sees .* use auto or cpu"):
         choose_device(name)
+
+
+def test_the_clock_counts_seconds_on_every_device() -> None:
+    for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        began = clock(name)
+        torch.ones(4, device=name).sum()
+        assert 0 < clock(torch.device(name)) - began < 60
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_clock_waits_for_the_gpu() -> None:
+    big = torch.randn(8192, 8192, device="cuda")
+    big @ big
+    clock("cuda")
+    queued = torch.cuda.Event()
+    for _ in range(50):
+        big @ big
+    queued.record()
+    assert not queued.query(), "the products would have to be running still"
+    clock("cuda")
+    assert queued.query()

@@ -14,7 +14,7 @@ FLOORS = (
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),
-    ("planning", "checkpoint", "model_card", "chunking", "policy", "rollout"),
+    ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "rollout"),
     ("training", "evaluation", "serving"),
     ("recipes",),
     ("cli", "verify", "verify_weights", "doctor"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 _TYPES = ("cpu", "cuda", "mps")
@@ -28,3 +30,13 @@ def choose_device(name: str) -> torch.device:
             f"{kind!r}; use auto or cpu, or install the torch build for this machine's GPU"
         )
     return torch.device(name)
+
+
+def clock(device: torch.device | str) -> float:
+    """Seconds, once everything that was handed to the device so far is done; differences are what counts."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

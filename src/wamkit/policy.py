@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from wamkit.chunking import ObservationMemory
 from wamkit.data.actions import ActionTransform
 from wamkit.data.images import fit_video
 from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.device import clock
 from wamkit.draws import SeededDraws
 from wamkit.models import family_module
 from wamkit.planning.cem import LatentProblem, Plan, plan
@@ -87,10 +88,12 @@ class Policy:
         planner: how initial noise is chosen; `None` draws it.
         num_steps: Euler steps of the decoder.
         memory_threshold: executed actions per shift of the observation memory.
+        video_guidance: classifier-free guidance of imagined frames by the sentence; 1 is off. Actions know none.
+        max_rows: imagined videos computed at once, which bounds memory.
         fingerprint: identity of the weights, for records.
 
     Raises:
-        ValueError: the planner wants scores in units that no transform tells.
+        ValueError: the planner wants scores in units that no transform tells, or a number is out of range.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class Policy:
         planner: PlannerConfig | None = None,
         num_steps: int = 10,
         memory_threshold: int = 1,
+        video_guidance: float = 1.0,
+        max_rows: int = 32,
         fingerprint: str = "",
     ):
         if planner is not None and planner.denormalize_scores and transforms.value is None:
@@ -109,12 +114,18 @@ class Policy:
                 "the planner's denormalize_scores needs the policy's value transform, and it has none; train it with "
                 "values, or use denormalize_scores=False"
             )
+        if not 0 <= video_guidance < math.inf or max_rows < 1:
+            raise ValueError(
+                f"expected video_guidance of 0 or more and max_rows of 1 or more, got {video_guidance} and {max_rows}"
+            )
         self.model = model
         self.spec = spec
         self.transforms = transforms
         self.planner = planner
         self.num_steps = num_steps
         self.memory_threshold = memory_threshold
+        self.video_guidance = video_guidance
+        self.max_rows = max_rows
         self.fingerprint = fingerprint
         self._slots: dict[int, _Slot] = {}
 
@@ -159,20 +170,20 @@ class Policy:
             ValueError: a slot that was never reset, or inputs that do not fit the spec.
         """
         self._check(slots, video, state, task, executed)
-        started = time.perf_counter()
         device = self._device()
+        started = clock(device)
         frames = self.model.encode_frames(self.seen(video[:, :, None].to(device)))
         for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
             self._slots[slot].memory.add(frames[row, :, :, 0], count)
         memory = torch.stack([self._slots[slot].memory.stack(dim=2) for slot in slots])
         control = self._open(memory, state, task)
         draws = SeededDraws(keys=[(self._slots[slot].seed, self._slots[slot].calls) for slot in slots], device=device)
-        encoded = time.perf_counter()
+        encoded = clock(device)
         chosen = self._plan(control, draws, [self._slots[slot].searched for slot in slots])
-        planned = time.perf_counter()
-        sampled = control.sample(draws, chosen, imagine=record)
+        planned = clock(device)
+        sampled = control.sample(draws, chosen, imagine=record, guidance=self.video_guidance)
         actions = self.transforms.action.denormalize(sampled.actions, state.to(device)).cpu()
-        decoded = time.perf_counter()
+        decoded = clock(device)
         for row, slot in enumerate(slots):
             self._slots[slot].calls += 1
             if chosen is not None and self.planner is not None and self.planner.warm_start:
@@ -207,7 +218,7 @@ class Policy:
         control = self._open(memory, observation.state, observation.task)
         draws = SeededDraws(keys=keys, device=device)
         chosen = self._plan(control, draws)
-        sampled = control.sample(draws, chosen, imagine=True)
+        sampled = control.sample(draws, chosen, imagine=True, guidance=self.video_guidance)
         states = None if sampled.states is None else self.transforms.state.denormalize(sampled.states).cpu()
         return Prediction(
             actions=self.transforms.action.denormalize(sampled.actions, observation.state.to(device)).cpu(),
@@ -222,7 +233,7 @@ class Policy:
 
     def _open(self, memory: Tensor, state: Tensor, task: Sequence[str]) -> Decoder:
         normalized = self.transforms.state.normalize(state.to(memory.device))
-        return self.model.control_step(memory, normalized, list(task), self.num_steps)
+        return self.model.control_step(memory, normalized, list(task), self.num_steps, max_rows=self.max_rows)
 
     def _plan(
         self, control: Decoder, draws: SeededDraws, previous: Sequence[Distributions | None] | None = None
@@ -266,11 +277,11 @@ class Policy:
         self._check_inputs(video, state, task)
 
     def _check_inputs(self, video: Tensor, state: Tensor, task: Sequence[str]) -> None:
-        """Refuse frames `b v h w c` and states that do not fit the spec."""
+        """Refuse frames `b v h w c` and states that do not fit the spec; frames may have the model's size already."""
         robot = self.spec.robot
         camera = robot.cameras[0]
         wanted = (len(task), len(robot.cameras), camera.height, camera.width, 3)
-        if tuple(video.shape) != wanted:
+        if tuple(video.shape) not in (wanted, (*wanted[:2], *(self.spec.image_size or wanted[2:4]), 3)):
             raise ValueError(
                 f"expected video of shape (robots, cameras, height, width, 3) = {wanted} "
                 f"(cameras {', '.join(robot.camera_names)}), got {tuple(video.shape)}"
@@ -312,6 +323,8 @@ def load_policy(
     *,
     device: torch.device | str = "cpu",
     planner: PlannerConfig | None = None,
+    max_rows: int = 32,
+    video_guidance: float = 1.0,
     num_steps: int = 10,
     memory_threshold: int = 1,
     dtype: torch.dtype | None = None,
@@ -323,6 +336,8 @@ def load_policy(
         folder: a policy folder or a training checkpoint.
         device: where it computes.
         planner: see `Policy`.
+        max_rows: see `Policy`.
+        video_guidance: see `Policy`.
         num_steps: see `Policy`.
         memory_threshold: see `Policy`.
         dtype: type that the network computes in, whatever its weights are stored as; float32 when `None`.
@@ -347,6 +362,8 @@ def load_policy(
         files.spec,
         Transforms.from_dict(files.statistics),
         planner=planner,
+        max_rows=max_rows,
+        video_guidance=video_guidance,
         num_steps=num_steps,
         memory_threshold=memory_threshold,
         fingerprint=files.fingerprint,

@@ -163,10 +163,13 @@ class Prediction:
 class Decoder(Protocol):
     """One control step of a model: observations encoded, nothing drawn yet.
 
-    A planner may choose the initial noise; families without latent noise to choose ignore `chosen`.
+    A planner may choose the initial noise; families without latent noise to choose ignore `chosen`. With `imagine`,
+    values and future frames are sampled too, the frames with classifier-free `guidance` by the sentence.
     """
 
-    def sample(self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False) -> Sampled: ...
+    def sample(
+        self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False, guidance: float = 1.0
+    ) -> Sampled: ...
 
 
 @runtime_checkable
@@ -204,7 +207,11 @@ class Acting(Protocol):
         """Encoded frames `b v c t …`, each on its own, to be remembered."""
         ...
 
-    def control_step(self, memory: Tensor, state: Float[Tensor, "b s"], task: list[str], num_steps: int) -> Decoder: ...
+    def control_step(
+        self, memory: Tensor, state: Float[Tensor, "b s"], task: list[str], num_steps: int, *, max_rows: int = 32
+    ) -> Decoder:
+        """Encoded observations, to be searched over and decoded; at most `max_rows` imagined videos at once."""
+        ...
 
     def save_codecs(self, folder: Path) -> None: ...
 

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import tyro
 
 from wamkit.cli.evaluate import Options, make_factory, run, warn_about_versions
 from wamkit.cli.planner import PlannerOptions
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.protocol import get_protocol
-from wamkit.planning.config import PRESETS, SHRINK_ONLY, WAV
+from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV
 
 
 def test_planners_by_name_size_and_file(tmp_path: Path) -> None:
@@ -29,6 +30,24 @@ def test_planners_by_name_size_and_file(tmp_path: Path) -> None:
     from_file = PlannerOptions(planner=str(file), candidates=6)
     assert from_file.config() == dataclasses.replace(WAV, score="lcb", num_videos=6)
     assert (from_file.describe() or {})["name"] == "mine"
+
+
+def test_every_setting_of_a_planner_is_an_option() -> None:
+    other = {
+        "iterations": 2, "num_videos": 8, "num_values": 3, "video_elites": 0.5, "value_elites": 0.25, "keep_mean": 0.1,
+        "keep_std": 0.2, "std_decay": 0.9, "min_std": 0.1, "unbiased_std": True, "pool_views": True,
+        "fit_memory_frames": True, "score": "lcb", "penalty": 2.0, "pairing": "reference", "final": "best",
+        "random_scores": True, "value_steps": 4, "denormalize_scores": True, "warm_start": True, "warm_start_std": 0.7,
+    }  # fmt: skip
+    assert set(other) == {item.name for item in dataclasses.fields(WAV)}
+    spoken = {"num_videos": "candidates", "num_values": "value-samples"}
+    for name, value in other.items():
+        option = "--" + spoken.get(name, f"planner-{name}".replace("_", "-"))
+        parsed = tyro.cli(PlannerOptions, args=["--planner", "wav", option, str(value)])
+        expected = dataclasses.replace(WAV, **{name: value})  # type: ignore[arg-type]
+        assert parsed.config() == expected != WAV, name
+    parsed = tyro.cli(PlannerOptions, args=["--planner", "reference", "--planner-pool-views", "False"])
+    assert parsed.config() == dataclasses.replace(REFERENCE, pool_views=False)
 
 
 def test_wrong_planners_are_named(tmp_path: Path) -> None:
@@ -51,6 +70,7 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
         ({"tasks": ("drawer-open",)}, r"no task drawer-open \(did you mean drawer-open-v3\?\); it covers"),
         ({"num_steps": 0}, "expected num_steps >= 1"),
         ({"groups": 0}, "expected groups >= 1"),
+        ({"max_rows": 0}, "expected max_rows >= 1"),
         ({"record_episodes": -1}, "expected record_episodes >= 0"),
         ({"planning": PlannerOptions(planner="cem")}, "unknown planner"),
         ({"max_steps": 0}, "expected max_steps >= 1"),

@@ -169,6 +169,32 @@ def test_imagining_holds_memory_clean_and_denoises_the_future() -> None:
     torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
 
 
+def test_guidance_of_one_is_off() -> None:
+    model = network()
+    step, empty = control_step(model), text(model, rows=1, keep=True, seed=3)
+    latents = step.with_memory(noises()[0][:, None])[:, 0]
+    assert torch.equal(step.imagine(latents), step.imagine(latents, guidance=1.0, empty=empty))
+    with pytest.raises(ValueError, match=r"guidance of 2\.0 needs the empty sentence"):
+        step.imagine(latents, guidance=2.0)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
+def test_guidance_goes_from_the_empty_sentence_past_the_real_one(guidance: float) -> None:
+    """One Euler step by hand: v = v(empty) + s (v(sentence) - v(empty)), the empty sentence being the same for all."""
+    model = network()
+    step, (video, _, _) = control_step(model), noises()
+    latents = step.with_memory(video[:, None])[:, 0]
+    got = step.imagine(latents, num_steps=1, guidance=guidance, empty=text(model, rows=1, keep=True, seed=3))
+    told = Timesteps.clean_then(MEMORY, torch.full((2,), 1000.0), GRID[0] * GRID[1] * GRID[2] - MEMORY)
+    empty = text(model, rows=1, seed=3)
+    empty = TextContext(layers=[x.expand(2, -1, -1) for x in empty.layers], bias=empty.bias.expand(2, -1, -1, -1))
+    with torch.no_grad():
+        sentence, nothing = (model(to_tokens(latents), told, each, GRID).video for each in (text(model), empty))
+    velocity = to_latents(nothing + guidance * (sentence - nothing), GRID[1], GRID[2])[..., CONFIG.num_context :, :, :]
+    torch.testing.assert_close(got, video - velocity, atol=1e-4, rtol=0)
+    assert (sentence - nothing).abs().max() > 1e-3
+
+
 def test_check_9f_candidates_hold_the_memory_bit_by_bit() -> None:
     class Spy(ControlStep):
         """A control step that remembers the candidates it was asked about."""

@@ -52,6 +52,8 @@ class Options:
     """Change the protocol: seeds of the policy's draws, each a full pass over the initial states."""
     planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
     """How the policy plans."""
+    max_rows: int = 32
+    """Imagined videos computed at once while planning; fewer take less memory."""
     num_steps: int = 10
     """Denoising steps of the policy's decoder."""
     memory_threshold: int = 1
@@ -83,7 +85,7 @@ def run(options: Options) -> int:
         layout_seed=options.layout_seed,
         seeds=options.seeds or None,
     )
-    lowest = {"num_steps": 1, "memory_threshold": 1, "groups": 1, "record_episodes": 0}
+    lowest = {"num_steps": 1, "memory_threshold": 1, "groups": 1, "max_rows": 1, "record_episodes": 0}
     for name, least in lowest.items():
         if getattr(options, name) < least:
             raise ValueError(f"expected {name} >= {least}, got {getattr(options, name)}")
@@ -102,6 +104,7 @@ def run(options: Options) -> int:
         options.policy,
         device=device,
         planner=planner,
+        max_rows=options.max_rows,
         num_steps=options.num_steps,
         memory_threshold=options.memory_threshold,
     )

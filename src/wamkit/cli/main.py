@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
+    "imagine": Command("wamkit.cli.imagine", "imagine several chunks ahead, beside what was recorded"),
     "export": Command("wamkit.cli.export", "copy a policy out of its training run, in bf16 if wanted"),
     "verify": Command("wamkit.cli.verify", "compare this library with recorded numbers"),
     "report": Command("wamkit.cli.report", "turn evaluations into one self-contained HTML page"),

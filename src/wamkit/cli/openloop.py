@@ -50,6 +50,8 @@ class Options:
     """Seeds of the policy's draws, each a pass over all calls; plots and films show the first."""
     planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
     """How the policy plans."""
+    max_rows: int = 32
+    """Imagined videos computed at once while planning; fewer take less memory."""
     num_steps: int = 10
     """Denoising steps of the policy's decoder."""
     batch_size: int = 16
@@ -68,7 +70,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Validate and print the numbers."""
-    for name in ("num_steps", "batch_size"):
+    for name in ("num_steps", "batch_size", "max_rows"):
         if getattr(options, name) < 1:
             raise ValueError(f"expected {name} >= 1, got {getattr(options, name)}")
     planner = options.planning.config()
@@ -93,7 +95,9 @@ def run(options: Options) -> int:
     )
     dataset = LeRobotDataset(options.data)
     device = choose_device(options.device)
-    policy = load_policy(options.policy, device=device, planner=planner, num_steps=options.num_steps)
+    policy = load_policy(
+        options.policy, device=device, planner=planner, max_rows=options.max_rows, num_steps=options.num_steps
+    )
     fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = open_loop(
         policy,

@@ -1,4 +1,4 @@
-"""The planner as commands ask for it: a preset or a file, with the sizes people change most."""
+"""The planner as commands ask for it: a preset or a file, and any of its settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wamkit.planning.config import PRESETS, PlannerConfig
+from wamkit.planning.config import PRESETS, Final, Pairing, PlannerConfig, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,42 @@ class PlannerOptions:
     """Imagined videos a round (G); by default the planner's."""
     value_samples: int | None = None
     """Values sampled for each video (N); by default the planner's."""
+    planner_video_elites: float | None = None
+    """Fraction of the videos that the search moves towards. This and what follows: by default the planner's."""
+    planner_value_elites: float | None = None
+    """Fraction of the value samples that the search moves towards."""
+    planner_keep_mean: float | None = None
+    """Share of the old mean that survives a round."""
+    planner_keep_std: float | None = None
+    """Share of the old standard deviation that survives a round."""
+    planner_std_decay: float | None = None
+    """Factor on the elites' standard deviation."""
+    planner_min_std: float | None = None
+    """Floor of the standard deviations."""
+    planner_unbiased_std: bool | None = None
+    """Divide by n - 1 in the elites' standard deviation."""
+    planner_pool_views: bool | None = None
+    """One distribution for all cameras."""
+    planner_fit_memory_frames: bool | None = None
+    """Fit the frames, too, that memory overwrites."""
+    planner_score: Score | None = None
+    """What is maximised over each value curve: mean/std, the mean, mean - penalty std, or the last value."""
+    planner_penalty: float | None = None
+    """Weight of the spread in the score lcb."""
+    planner_denormalize_scores: bool | None = None
+    """Score values in their own units instead of the network's."""
+    planner_pairing: Pairing | None = None
+    """Book a score on the video it was computed for, or as the public code does."""
+    planner_final: Final | None = None
+    """Decode a sample of the last distributions, their mean, or the best candidate seen."""
+    planner_random_scores: bool | None = None
+    """Score at random: a control."""
+    planner_value_steps: int | None = None
+    """Denoising steps of values while ranking; by default as many as of actions."""
+    planner_warm_start: bool | None = None
+    """Start each search where that of the robot's previous call ended."""
+    planner_warm_start_std: float | None = None
+    """Floor of the standard deviations at a warm start."""
 
     def config(self) -> PlannerConfig | None:
         """The planner's settings, `None` for no planning.
@@ -31,15 +67,18 @@ class PlannerOptions:
             ValueError: an unknown planner or setting, or a setting that has no effect.
             FileNotFoundError: no such file.
         """
-        sizes = {
-            "iterations": self.planner_iterations,
-            "num_videos": self.candidates,
-            "num_values": self.value_samples,
+        short = {"num_videos": "candidates", "num_values": "value_samples"}
+        settings = {
+            item.name: getattr(self, short.get(item.name, f"planner_{item.name}"))
+            for item in dataclasses.fields(PlannerConfig)
         }
-        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         if self.planner == "none":
             if given:
-                raise ValueError("planner sizes were given, but --planner none uses none; choose a planner as well")
+                raise ValueError(
+                    f"planner settings were given ({', '.join(given)}), but --planner none uses none; choose "
+                    "a planner as well"
+                )
             return None
         if self.planner in PRESETS:
             return dataclasses.replace(PRESETS[self.planner], **given)

@@ -85,10 +85,10 @@ def open_loop(
             f"expected batch_size >= 1 and distinct seeds of 0 or more, got {batch_size} and {list(seeds)}"
         )
     _require_folder(out, fresh=fresh)
-    _require_robot(policy, dataset, identity, source)
+    require_robot(policy, dataset, identity, source)
     recorded = [
         read_episode(policy, dataset, entry, protocol, with_values=with_values)
-        for entry in _choose_episodes(dataset, episodes)
+        for entry in choose_episodes(dataset, episodes)
     ]
     calls = [
         Call(episode=episode, seed=seed, number=number)
@@ -171,7 +171,12 @@ def _require_folder(out: Path, *, fresh: bool) -> None:
         )
 
 
-def _require_robot(policy: Policy, dataset: EpisodeSource, identity: PolicyIdentity, source: DatasetIdentity) -> None:
+def require_robot(policy: Policy, dataset: EpisodeSource, identity: PolicyIdentity, source: DatasetIdentity) -> None:
+    """Refuse a dataset of another robot than the policy's.
+
+    Raises:
+        SpecMismatch: it is, or it does not say which it is.
+    """
     wanted = policy.spec.robot
     if dataset.robot is None:
         raise SpecMismatch(
@@ -182,7 +187,12 @@ def _require_robot(policy: Policy, dataset: EpisodeSource, identity: PolicyIdent
     require_match(wanted, dataset.robot, wanted_by=f"policy {identity.name}", offered_by=f"dataset {source.name}")
 
 
-def _choose_episodes(dataset: EpisodeSource, episodes: Sequence[int]) -> list[EpisodeEntry]:
+def choose_episodes(dataset: EpisodeSource, episodes: Sequence[int]) -> list[EpisodeEntry]:
+    """Lines of the episode table.
+
+    Raises:
+        ValueError: no episodes, or an unknown one.
+    """
     entries = {entry.index: entry for entry in dataset.episodes}
     unknown = [index for index in episodes if index not in entries]
     if unknown or not episodes or len(set(episodes)) != len(episodes):

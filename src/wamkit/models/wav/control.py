@@ -114,6 +114,8 @@ class ControlStep:
         self.text = text
         self.state_token = state_token
         self.sigmas = sigma_schedule(num_steps)
+        if max_rows < 1:
+            raise ValueError(f"expected max_rows of 1 or more, got {max_rows}")
         self.max_rows = max_rows
         self.value_length = value_length
         self.num_memory = memory.shape[3]
@@ -252,25 +254,42 @@ class ControlStep:
         self,
         video: Float[Tensor, "b v c f h w"],
         num_steps: int | None = None,
+        *,
+        guidance: float = 1.0,
+        empty: TextContext | None = None,
     ) -> Float[Tensor, "b v c future h w"]:
         """Denoise the future video, memory frames held clean.
 
         Args:
             video: initial latents (normalised), memory included.
             num_steps: Euler steps; as many as for actions when `None`.
+            guidance: classifier-free guidance on the sentence, s in v(empty) + s (v(sentence) - v(empty)); 1 is off
+                and costs nothing.
+            empty: the empty sentence, read as `text` was; guidance needs it.
 
         Returns:
             Future latents, normalised.
+
+        Raises:
+            ValueError: guidance without the empty sentence.
         """
+        if guidance != 1 and empty is None:
+            raise ValueError(f"guidance of {guidance} needs the empty sentence to guide away from, got none")
         sigmas = self.sigmas if num_steps is None else sigma_schedule(num_steps)
         area = self.grid[1] * self.grid[2]
         clean = to_tokens(video)[..., : self.num_memory * area, :]
 
+        def told(future: Tensor, modulation: Modulation, text: TextContext) -> Tensor:
+            tokens = torch.cat((clean, future), dim=-2)
+            *_, x = self.network.video_layers(tokens, modulation, text, self._rotation)
+            return self.network.video_head(x, modulation)[..., clean.shape[-2] :, :]
+
         def velocity(future: Tensor, sigma: float) -> Tensor:
             modulation = self.modulation(sigma)
-            tokens = torch.cat((clean, future), dim=-2)
-            *_, x = self.network.video_layers(tokens, modulation, self.text, self._rotation)
-            return self.network.video_head(x, modulation)[..., clean.shape[-2] :, :]
+            sentence = told(future, modulation, self.text)
+            if guidance == 1 or empty is None:
+                return sentence
+            return torch.lerp(told(future, modulation, empty), sentence, guidance)
 
         future = euler(to_tokens(video)[..., clean.shape[-2] :, :], velocity, sigmas)
         return to_latents(future, *self.grid[1:])

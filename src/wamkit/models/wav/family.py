@@ -266,7 +266,13 @@ class WAV:
 
     @torch.no_grad()
     def control_step(
-        self, memory: Float[Tensor, "b v k t y x"], state: Float[Tensor, "b s"], task: list[str], num_steps: int
+        self,
+        memory: Float[Tensor, "b v k t y x"],
+        state: Float[Tensor, "b s"],
+        task: list[str],
+        num_steps: int,
+        *,
+        max_rows: int = 32,
     ) -> WAVControl:
         """Encode what does not change while one chunk is planned and decoded.
 
@@ -275,16 +281,18 @@ class WAV:
             state: normalised.
             task: one sentence per row.
             num_steps: Euler steps.
+            max_rows: imagined videos computed at once.
         """
         token = None
         if self.config.has_state_token:
             token = torch.nn.functional.pad(state, (self.config.num_zeros_before_state, 0))[:, None]
         views = memory.shape[1]
-        control = WAVControl(self, memory, self._read_tasks(task), token, num_steps, self._pure_noise.get(views))
+        known = self._pure_noise.get(views)
+        control = WAVControl(self, memory, self.read_tasks(task), token, num_steps, max_rows, known)
         self._pure_noise[views] = control.pure_noise
         return control
 
-    def _read_tasks(self, task: list[str]) -> TextContext:
+    def read_tasks(self, task: list[str]) -> TextContext:
         """Text keys and values of every row; each sentence is encoded and projected once."""
         new = [sentence for sentence in dict.fromkeys(task) if sentence not in self._sentences]
         if len(self._sentences) + len(new) > MAX_SENTENCES:
@@ -319,6 +327,7 @@ class WAVControl(ControlStep):
         text: TextContext,
         state_token: Tensor | None,
         num_steps: int,
+        max_rows: int,
         pure_noise: Modulation | None,
     ):
         super().__init__(
@@ -329,18 +338,22 @@ class WAVControl(ControlStep):
             text=text,
             state_token=state_token,
             num_steps=num_steps,
+            max_rows=max_rows,
             pure_noise=pure_noise,
         )
         self.model = model
 
     @torch.no_grad()
-    def sample(self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False) -> Sampled:
+    def sample(
+        self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False, guidance: float = 1.0
+    ) -> Sampled:
         """Decode one chunk, from drawn noise or from the noise a planner chose.
 
         Args:
             draws: streams `video`, `value` (unless chosen) and `action`.
             chosen: initial latents and value noise.
             imagine: also denoise the value properly and the future video, from the same noise.
+            guidance: of the imagined video by the sentence, see `ControlStep.imagine`; actions and value know none.
         """
         views, channels, frames, height, width = self.video_shape
         has_value = self.network.config.value is not None
@@ -363,12 +376,13 @@ class WAVControl(ControlStep):
         if not imagine:
             return Sampled(actions=actions)
         states = decoded.actions[..., self.model.config.action_dim :]
+        empty = self.model.read_tasks([""]) if guidance != 1 else None
         stride, count = self.model.config.stride, self.model.config.num_future
         return Sampled(
             actions=actions,
             states=states if states.shape[-1] else None,
             value=decoded.value,
-            future=self.model.decode_future(self.imagine(video)),
+            future=self.model.decode_future(self.imagine(video, guidance=guidance, empty=empty)),
             future_steps=tuple(range(stride, stride * count + 1, stride)),
         )
 
