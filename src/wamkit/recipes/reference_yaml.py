@@ -36,7 +36,7 @@ UNUSED: dict[str, str] = {
     "logging and launching": "report_to tracker_name logging_dir steps_to_log steps_to_val nccl_timeout allow_tf32 "
     "dataloader_num_workers scale_lr use_deepspeed deepspeed train_epochs",
     "decided by the command here": "return_action return_video return_value enable_slicing enable_tiling",
-    "read from the dataset here": "data.data_roots data.domains data.valid_cam data.dataset_info_cache_path "
+    "read from the dataset here": "data.val data.data_roots data.domains data.valid_cam data.dataset_info_cache_path "
     "data.repeat_dataset data.action_space data.stat_file data.state_key data.action_key data.value_key "
     "data.extra_parquet_index data.ignore_seek data.fix_sidx data.fix_mem_idx",
 }
@@ -90,7 +90,7 @@ def read_reference_yaml(path: Path, *, num_processes: int = 1) -> ReferenceSetti
     """
     settings = _Settings(_read(path), str(path))
     network = settings.part("diffusion_model")
-    data = settings.part("data").part("train", prefix="data")
+    data = settings.part("data", prefix="data").part("train", prefix="data")
     model, is_concatenated = _model(settings, network.part("config"), data)
     stage, profile = _stage(settings, model, num_processes)
     output, weights = settings.path("output_dir"), network.path("model_path")
@@ -187,12 +187,12 @@ class _Settings:
                 full = f"{part.prefix}.{key}" if part.prefix else key
                 if key in part.asked:
                     continue
-                if full not in reasons and key != "val":
+                if full not in reasons:
                     known = sorted(part.asked | reasons.keys())
                     close = difflib.get_close_matches(key, known, n=1)
                     guess = f"; perhaps {close[0]!r} was meant" if close else ""
                     raise ValueError(f"{self.where}: unknown key {full!r}{guess}")
-                left_out.setdefault(reasons.get(full, "read from the dataset here"), []).append(full)
+                left_out.setdefault(reasons[full], []).append(full)
         for reason, keys in left_out.items():
             logger.warning("%s: left out, %s: %s", self.where, reason, ", ".join(keys))
 
