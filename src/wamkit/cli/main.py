@@ -38,8 +38,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
     "imagine": Command("wamkit.cli.imagine", "imagine several chunks ahead, beside what was recorded"),
+    "import": Command("wamkit.cli.import_weights", "make a policy of weights that the public code of WAV trained"),
     "export": Command("wamkit.cli.export", "copy a policy out of its training run, in bf16 if wanted"),
-    "verify": Command("wamkit.cli.verify", "compare this library with recorded numbers"),
+    "verify": Command("wamkit.cli.verify", "compare with recorded numbers; say what weights are"),
     "report": Command("wamkit.cli.report", "turn evaluations into one self-contained HTML page"),
     "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),
 }

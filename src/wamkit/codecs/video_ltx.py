@@ -215,7 +215,7 @@ class LTXVideoCodec:
         Args:
             folder: what `save` wrote.
             device: where the weights go.
-            pretrained: where the referenced weights lie now, when they have moved.
+            pretrained: where the referenced weights lie now, when they have moved: their folder, or the one around it.
 
         Raises:
             FileNotFoundError: the settings or the referenced weights are missing.
@@ -230,6 +230,8 @@ class LTXVideoCodec:
             raise ValueError(f"{folder / 'config.json'}: not the settings of an LTX codec ({error})") from error
         if source is None:
             return cls(vae_from_folder(folder / "vae", dtype), options=options).to(device)
+        if pretrained is not None and (pretrained / "vae").is_dir():
+            pretrained = vae_folder(pretrained)
         path = source.locate(pretrained)
         vae = vae_from_original(path, dtype, architecture) if path.is_file() else vae_from_folder(path, dtype)
         return cls(vae, options=options, source=source).to(device)
