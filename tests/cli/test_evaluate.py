@@ -11,6 +11,7 @@ import tyro
 
 from wamkit.cli.evaluate import Options, make_factory, run, warn_about_versions
 from wamkit.cli.planner import PlannerOptions
+from wamkit.cli.policy import PolicyOptions
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.protocol import get_protocol
 from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV
@@ -68,11 +69,11 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
     [
         ({"protocol": "metaworld/v0"}, "unknown protocol 'metaworld/v0'"),
         ({"tasks": ("drawer-open",)}, r"no task drawer-open \(did you mean drawer-open-v3\?\); it covers"),
-        ({"num_steps": 0}, "expected num_steps >= 1"),
+        ({"running": PolicyOptions(num_steps=0)}, "expected num_steps >= 1"),
         ({"groups": 0}, "expected groups >= 1"),
-        ({"max_rows": 0}, "expected max_rows >= 1"),
+        ({"running": PolicyOptions(max_rows=0)}, "expected max_rows >= 1"),
         ({"record_episodes": -1}, "expected record_episodes >= 0"),
-        ({"planning": PlannerOptions(planner="cem")}, "unknown planner"),
+        ({"running": PolicyOptions(planning=PlannerOptions(planner="cem"))}, "unknown planner"),
         ({"max_steps": 0}, "expected max_steps >= 1"),
         ({"memory_threshold": 0}, "expected memory_threshold >= 1"),
     ],

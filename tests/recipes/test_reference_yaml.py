@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from wamkit.cli.main import main
+from wamkit.cli.planner import PlannerOptions
 from wamkit.data.image_settings import ColorJitter
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
@@ -251,6 +252,13 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 def test_what_cannot_be_a_recipe_is_refused(where: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         read_reference_yaml(write(tmp_path, changed(where, value)))
+
+
+def test_a_file_is_a_planner_too(tmp_path: Path) -> None:
+    path = write(tmp_path, libero_action())
+    assert PlannerOptions(planner=str(path), candidates=8).config() == PlannerConfig(iterations=5, num_videos=8)
+    with pytest.raises(ValueError, match="exploration is off"):
+        PlannerOptions(planner=str(write(tmp_path, changed("exploration", False)))).config()
 
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.cli.planner import PlannerOptions
+from wamkit.cli.policy import PolicyOptions
 
 if TYPE_CHECKING:
     from wamkit.evaluation.protocol import Protocol
@@ -50,16 +50,10 @@ class Options:
     """Change the protocol: seed of the family of initial states."""
     seeds: tuple[int, ...] = ()
     """Change the protocol: seeds of the policy's draws, each a full pass over the initial states."""
-    planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
-    """How the policy plans."""
-    max_rows: int = 32
-    """Imagined videos computed at once while planning; fewer take less memory."""
-    num_steps: int = 10
-    """Denoising steps of the policy's decoder."""
+    running: Annotated[PolicyOptions, tyro.conf.arg(name="")] = field(default_factory=PolicyOptions)
+    """How the policy runs."""
     memory_threshold: int = 1
     """Executed actions per shift of the policy's observation memory."""
-    device: str = "auto"
-    """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     workers: int | None = None
     """Simulator processes; by default one per core."""
     groups: int = 1
@@ -85,29 +79,19 @@ def run(options: Options) -> int:
         layout_seed=options.layout_seed,
         seeds=options.seeds or None,
     )
-    lowest = {"num_steps": 1, "memory_threshold": 1, "groups": 1, "max_rows": 1, "record_episodes": 0}
+    lowest = {"memory_threshold": 1, "groups": 1, "record_episodes": 0}
     for name, least in lowest.items():
         if getattr(options, name) < least:
             raise ValueError(f"expected {name} >= {least}, got {getattr(options, name)}")
     # Wrong tasks and planners are told before anything heavy is loaded.
     protocol.requests(tasks=options.tasks, episodes=options.episodes)
-    planner = options.planning.config()
+    options.running.check()
 
     from wamkit.checkpoint import read_policy
-    from wamkit.device import choose_device
     from wamkit.evaluation.closed_loop import evaluate, package_versions
     from wamkit.evaluation.results import PolicyIdentity
-    from wamkit.policy import load_policy
 
-    device = choose_device(options.device)
-    policy = load_policy(
-        options.policy,
-        device=device,
-        planner=planner,
-        max_rows=options.max_rows,
-        num_steps=options.num_steps,
-        memory_threshold=options.memory_threshold,
-    )
+    policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
     warn_about_versions(read_policy(options.policy).training.get("versions", {}), package_versions())
     settings = {key: value for key, value in policy.settings.items() if key != "planner"}
     results = evaluate(
@@ -117,8 +101,8 @@ def run(options: Options) -> int:
         identity=PolicyIdentity(
             name="/".join(options.policy.resolve().parts[-2:]),
             fingerprint=policy.fingerprint,
-            planner=options.planning.describe(),
-            details={"family": policy.spec.family, **settings},
+            planner=options.running.planning.describe(),
+            details={"family": policy.spec.family, **settings, **options.running.details()},
         ),
         out=options.output,
         tasks=options.tasks,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.cli.planner import PlannerOptions
+from wamkit.cli.policy import PolicyOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,14 +44,8 @@ class Options:
     policies trained with dropped captions)."""
     action_offset: int | None = None
     """Rows from the observation to the first action; by default what the policy was trained with."""
-    planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
-    """How the policy plans each chunk."""
-    num_steps: int = 10
-    """Denoising steps."""
-    max_rows: int = 32
-    """Imagined videos computed at once while planning; fewer take less memory."""
-    device: str = "auto"
-    """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    running: Annotated[PolicyOptions, tyro.conf.arg(name="")] = field(default_factory=PolicyOptions)
+    """How the policy runs."""
     fresh: bool = False
     """Replace an earlier result in the output folder."""
     json: bool = False
@@ -60,31 +54,21 @@ class Options:
 
 def run(options: Options) -> int:
     """Imagine and print how close it was."""
-    for name in ("num_steps", "chunks", "max_rows"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"expected {name} >= 1, got {getattr(options, name)}")
-    planner = options.planning.config()
+    if options.chunks < 1:
+        raise ValueError(f"expected chunks >= 1, got {options.chunks}")
+    options.running.check()
 
     from wamkit.checkpoint import read_policy
     from wamkit.data.lerobot import LeRobotDataset
-    from wamkit.device import choose_device
     from wamkit.evaluation.imagined import imagine_episode
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
     from wamkit.evaluation.results import PolicyIdentity
-    from wamkit.policy import load_policy
 
     files = read_policy(options.policy)
     offset = make_protocol("policy", files.spec, files.training, action_offset=options.action_offset).action_offset
     dataset = LeRobotDataset(options.data)
-    policy = load_policy(
-        options.policy,
-        device=choose_device(options.device),
-        planner=planner,
-        max_rows=options.max_rows,
-        video_guidance=options.guidance,
-        num_steps=options.num_steps,
-    )
+    policy = options.running.load(options.policy, video_guidance=options.guidance)
     fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = imagine_episode(
         policy,
@@ -92,10 +76,10 @@ def run(options: Options) -> int:
         identity=PolicyIdentity(
             name="/".join(options.policy.resolve().parts[-2:]),
             fingerprint=policy.fingerprint,
-            planner=options.planning.describe(),
+            planner=options.running.planning.describe(),
             details={
                 "family": policy.spec.family,
-                "num_steps": options.num_steps,
+                **options.running.details(),
                 "video_guidance": options.guidance,
             },
         ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from wamkit.cli.planner import PlannerOptions
+from wamkit.cli.policy import PolicyOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,16 +48,10 @@ class Options:
     """Protocol policy: rows from the observation to the first action; by default what the policy was trained with."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the policy's draws, each a pass over all calls; plots and films show the first."""
-    planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
-    """How the policy plans."""
-    max_rows: int = 32
-    """Imagined videos computed at once while planning; fewer take less memory."""
-    num_steps: int = 10
-    """Denoising steps of the policy's decoder."""
+    running: Annotated[PolicyOptions, tyro.conf.arg(name="")] = field(default_factory=PolicyOptions)
+    """How the policy runs."""
     batch_size: int = 16
     """Calls computed at once."""
-    device: str = "auto"
-    """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     no_values: bool = False
     """Leave values out; otherwise the dataset of a policy with values needs a value column."""
     no_video: bool = False
@@ -70,19 +64,16 @@ class Options:
 
 def run(options: Options) -> int:
     """Validate and print the numbers."""
-    for name in ("num_steps", "batch_size", "max_rows"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"expected {name} >= 1, got {getattr(options, name)}")
-    planner = options.planning.config()
+    if options.batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {options.batch_size}")
+    options.running.check()
 
     from wamkit.checkpoint import read_policy
     from wamkit.data.lerobot import LeRobotDataset
-    from wamkit.device import choose_device
     from wamkit.evaluation.open_loop import open_loop
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
     from wamkit.evaluation.results import PolicyIdentity
-    from wamkit.policy import load_policy
 
     files = read_policy(options.policy)
     protocol = make_protocol(
@@ -94,10 +85,7 @@ def run(options: Options) -> int:
         action_offset=options.action_offset,
     )
     dataset = LeRobotDataset(options.data)
-    device = choose_device(options.device)
-    policy = load_policy(
-        options.policy, device=device, planner=planner, max_rows=options.max_rows, num_steps=options.num_steps
-    )
+    policy = options.running.load(options.policy)
     fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = open_loop(
         policy,
@@ -106,8 +94,8 @@ def run(options: Options) -> int:
         identity=PolicyIdentity(
             name="/".join(options.policy.resolve().parts[-2:]),
             fingerprint=policy.fingerprint,
-            planner=options.planning.describe(),
-            details={"family": policy.spec.family, "num_steps": options.num_steps},
+            planner=options.running.planning.describe(),
+            details={"family": policy.spec.family, **options.running.details()},
         ),
         source=DatasetIdentity(
             name=options.data.resolve().name,

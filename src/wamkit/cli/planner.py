@@ -16,7 +16,8 @@ class PlannerOptions:
     """Options of commands that plan."""
 
     planner: str = "none"
-    """none, wav, reference, shrink_only (random scores, a control), or a JSON file of planner settings."""
+    """none, wav, reference, shrink_only (random scores, a control), a JSON file of planner settings, or a YAML file of
+    the public trainer, whose search is taken with our corrections."""
     planner_iterations: int | None = None
     """Planning rounds (K); by default the planner's."""
     candidates: int | None = None
@@ -83,9 +84,11 @@ class PlannerOptions:
         if self.planner in PRESETS:
             return dataclasses.replace(PRESETS[self.planner], **given)
         path = Path(self.planner)
+        if path.suffix in (".yaml", ".yml"):
+            return dataclasses.replace(_read_yaml(path), **given)
         if path.suffix != ".json":
             names = ", ".join(("none", *PRESETS))
-            raise ValueError(f"unknown planner {self.planner!r}; choose one of {names}, or a .json file")
+            raise ValueError(f"unknown planner {self.planner!r}; choose one of {names}, or a .json or .yaml file")
         return _read(path, given)
 
     def describe(self) -> dict[str, Any] | None:
@@ -106,3 +109,12 @@ def _read(path: Path, given: dict[str, Any]) -> PlannerConfig:
     except (json.JSONDecodeError, TypeError) as error:
         known = ", ".join(item.name for item in dataclasses.fields(PlannerConfig))
         raise ValueError(f"{path}: expected a JSON object with settings among {known} ({error})") from error
+
+
+def _read_yaml(path: Path) -> PlannerConfig:
+    from wamkit.recipes.reference_yaml import read_reference_yaml
+
+    planner = read_reference_yaml(path).planner
+    if planner is None:
+        raise ValueError(f"{path}: exploration is off in this file, so it holds no planner; use --planner none")
+    return planner

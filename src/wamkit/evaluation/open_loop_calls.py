@@ -174,7 +174,7 @@ class Caller:
         last = episode.entry.length - 1
         rows = call.rows.action.clip(max=last)
         true = torch.from_numpy(episode.actions[rows])
-        current = torch.from_numpy(episode.states[call.rows.current])
+        current = torch.from_numpy(episode.states[call.rows.current].copy())
         wanted = transforms.action.normalize_chunk(true[None], current[None])[0]
         actions = _numbers(prediction.actions[row], true, sampled.actions[row], wanted)
         states = None

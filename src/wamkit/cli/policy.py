@@ -1,0 +1,71 @@
+"""The policy as commands load it: where it computes, in which type, and how it plans and decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from wamkit.cli.planner import PlannerOptions
+from wamkit.planning.config import PlannerConfig
+
+if TYPE_CHECKING:
+    from wamkit.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """Options of commands that run a policy."""
+
+    planning: Annotated[PlannerOptions, tyro.conf.arg(name="")] = field(default_factory=PlannerOptions)
+    """How the policy plans."""
+    max_rows: int = 32
+    """Imagined videos computed at once while planning; fewer take less memory."""
+    num_steps: int = 10
+    """Denoising steps of the policy's decoder."""
+    device: str = "auto"
+    """Where the policy computes: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the network computes in; bfloat16 is for GPUs, and changes actions by its rounding."""
+    pretrained: Path | None = None
+    """Folder with vae/, text_encoder/ and tokenizer/, for a policy whose pretrained codecs have moved."""
+
+    def check(self) -> PlannerConfig | None:
+        """The planner; wrong options are told before anything heavy is loaded.
+
+        Raises:
+            ValueError: an option out of range, or an unknown planner.
+        """
+        for name in ("num_steps", "max_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        return self.planning.config()
+
+    def load(self, folder: Path, **settings: Any) -> Policy:
+        """The policy of a folder.
+
+        Args:
+            folder: policy folder, or a training checkpoint.
+            settings: further arguments of `wamkit.policy.load_policy`.
+        """
+        import torch
+
+        from wamkit.device import choose_device
+        from wamkit.policy import load_policy
+
+        return load_policy(
+            folder,
+            device=choose_device(self.device),
+            planner=self.check(),
+            max_rows=self.max_rows,
+            num_steps=self.num_steps,
+            dtype=getattr(torch, self.dtype),
+            pretrained=self.pretrained,
+            **settings,
+        )
+
+    def details(self) -> dict[str, Any]:
+        """What changes actions besides the planner, JSON-ready, for results."""
+        return {"num_steps": self.num_steps} | ({"dtype": self.dtype} if self.dtype != "float32" else {})
