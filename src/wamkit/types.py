@@ -69,11 +69,50 @@ class ActionChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Training windows: normalised numbers, raw frames.
+class EncodedWindows:
+    """What frozen codecs make of some windows' frames and sentences, computed earlier.
+
+    Axes: `q` is the posterior's mean and, for codecs that have one, its standard deviation; `k y x` is a latent.
 
     Args:
-        context: remembered frames, the current one last.
+        context: each remembered frame on its own.
+        future: each future clip as one video, or `None` when a stage does not read it.
+        text: embedded sentences.
+        text_mask: which tokens belong to them.
+        empty_text: the embedded empty sentence.
+        empty_mask: its tokens.
+    """
+
+    context: Float[Tensor, "b v t q k y x"]
+    future: Float[Tensor, "b v q k f y x"] | None
+    text: Float[Tensor, "b l d"]
+    text_mask: Bool[Tensor, "b l"]
+    empty_text: Float[Tensor, "1 l d"]
+    empty_mask: Bool[Tensor, "1 l"]
+
+    def to(self, device: torch.device | str) -> EncodedWindows:
+        """The same on `device`."""
+        moved: dict[str, Any] = {key: item.to(device) for key, item in vars(self).items() if item is not None}
+        return dataclasses.replace(self, **moved)
+
+    def rows(self, index: Sequence[int]) -> EncodedWindows:
+        """Some of the windows."""
+        rows = list(index)
+        return dataclasses.replace(
+            self,
+            context=self.context[rows],
+            future=None if self.future is None else self.future[rows],
+            text=self.text[rows],
+            text_mask=self.text_mask[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Training windows: normalised numbers, and raw frames or what codecs made of them.
+
+    Args:
+        context: remembered frames, the current one last; `None` when `encoded` stands for them.
         future: future frames at the model's frame stride, or `None` when a stage does not read them.
         state: normalised current state.
         actions: normalised actions of the prediction window.
@@ -82,9 +121,10 @@ class Batch:
         value_targets: value vectors in the network's space (z-scored, symlog), or `None` when the dataset has none.
         task: one sentence per batch element.
         episode_index: dataset episode of each element, so that an error can name it.
+        encoded: latents and embeddings from a cache, in place of frames.
     """
 
-    context: UInt8[Tensor, "b v t h w c"]
+    context: UInt8[Tensor, "b v t h w c"] | None
     future: UInt8[Tensor, "b v f h w c"] | None
     state: Float[Tensor, "b s"]
     actions: Float[Tensor, "b p a"]
@@ -93,17 +133,20 @@ class Batch:
     value_targets: Float[Tensor, "b p r"] | None
     task: list[str]
     episode_index: Int[Tensor, "b"]
+    encoded: EncodedWindows | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         tensors: dict[str, Any] = {key: item.to(device) for key, item in vars(self).items() if isinstance(item, Tensor)}
-        return dataclasses.replace(self, **tensors)
+        encoded = None if self.encoded is None else self.encoded.to(device)
+        return dataclasses.replace(self, **tensors, encoded=encoded)
 
     def rows(self, index: Sequence[int]) -> Batch:
         """Some of the batch's windows."""
         rows = list(index)
         picked: dict[str, Any] = {key: item[rows] for key, item in vars(self).items() if isinstance(item, Tensor)}
-        return dataclasses.replace(self, **picked, task=[self.task[row] for row in rows])
+        encoded = None if self.encoded is None else self.encoded.rows(rows)
+        return dataclasses.replace(self, **picked, task=[self.task[row] for row in rows], encoded=encoded)
 
 
 @runtime_checkable

@@ -1,9 +1,10 @@
-"""Look into a LeRobot dataset, compute its statistics, and write value targets into it."""
+"""Look into a LeRobot dataset, compute its statistics, write value targets into it, encode it for training."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wamkit.progress import ProgressBar
+from wamkit.recipes.run import Run
 
 Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
 
@@ -66,14 +68,40 @@ class Values:
     """Print the settings as JSON."""
 
 
-Options = Inspect | Stats | Values
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Keep what a recipe's frozen codecs make of a dataset, so that training need not compute it again.
+
+    wamkit data encode RECIPE --data.root DATASET --data.cache FOLDER [the settings of wamkit train]. Then train with
+    the same settings. An interrupted command continues; under torchrun each process takes some of the episodes.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional]
+    """Recipe, or a YAML file of WAV's public trainer."""
 
 
-def run(options: Options) -> int:
+Options = Inspect | Stats | Values | Encode
+
+
+def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
+    """What the arguments are settings of; those of `encode` are a training run's."""
+    if arguments[:1] != ["encode"]:
+        return Options, None, arguments
+    from wamkit.cli import train
+
+    return train.parse(arguments[1:])
+
+
+def run(options: Options | Run) -> int:
     """Run the chosen sub-command."""
+    if isinstance(options, Run):
+        return _encode(options)
     if isinstance(options, Inspect):
         return _inspect(options)
-    return _stats(options) if isinstance(options, Stats) else _values(options)
+    if isinstance(options, Values):
+        return _values(options)
+    assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
+    return _stats(options)
 
 
 def _inspect(options: Inspect) -> int:
@@ -88,6 +116,18 @@ def _inspect(options: Inspect) -> int:
     else:
         Console().print(report.table())
     return 0 if report.is_sound else 1
+
+
+def _encode(options: Run) -> int:
+    from wamkit.recipes.execute import encode
+
+    report = encode(options)
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"{report.folder} holds {report.episodes} episodes in {report.num_bytes / 1e6:.1f} MB, {report.encoded} of "
+            "them encoded now; train with the same settings"
+        )
+    return 0
 
 
 def _stats(options: Stats) -> int:

@@ -71,8 +71,9 @@ def jittered(batch: Batch, settings: ColorJitter, draws: TrainingDraws) -> Batch
         settings: how far.
         draws: of the batch's rows; processes that share a batch draw what one would draw.
     """
-    num_views = batch.context.shape[1]
-    changes = draw_changes(settings, num_views, draws)
+    if batch.context is None:
+        raise ValueError("colours of latents cannot be changed; train from frames, or without colour jitter")
+    changes = draw_changes(settings, batch.context.shape[1], draws)
     changed: dict[str, Any] = {}
     for key in ("context", "future"):
         video = getattr(batch, key)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wamkit.data.actions import ActionTransform
+from wamkit.data.encoded import EncodedDataset
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.frames import FrameStore
 from wamkit.data.images import Crop, draw_crops
@@ -20,7 +21,7 @@ from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig, num_windows, select_rows, window_ends
 from wamkit.draws import TrainingDraws
 from wamkit.spec import Preprocess, RobotSpec, SpecMismatch, require_match
-from wamkit.types import Batch
+from wamkit.types import Batch, EncodedWindows
 
 VALUE_ADVICE = "write it with `wamkit data values`, then compute the statistics again"
 
@@ -32,6 +33,7 @@ class BatchRows:
     Args:
         episode: int64 `[b]`, dataset episode.
         position: int64 `[b]`, the same episode counted among those of the loader.
+        current: int64 `[b]`, rows that the windows look ahead from, before clipping.
         context: int64 `[b, P]`.
         future: int64 `[b, chunk]`.
         action: int64 `[b, A]`.
@@ -40,6 +42,7 @@ class BatchRows:
 
     episode: np.ndarray
     position: np.ndarray
+    current: np.ndarray
     context: np.ndarray
     future: np.ndarray
     action: np.ndarray
@@ -73,6 +76,7 @@ class WindowLoader:
         image_size: tuple[int, int] | None = None,
         preprocess: Preprocess = "exact",
         random_crop: bool = False,
+        encoded: EncodedDataset | None = None,
         cache_frames: int | Literal["auto"] = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class WindowLoader:
             image_size: (height, width) of the frames in batches; `None` is the recorded size.
             preprocess: how recorded frames are brought to that size.
             random_crop: show a part of each view, drawn anew for each window, brought to the same size.
+            encoded: gives latents in place of frames, of which none is then decoded.
             cache_frames: bytes that decoded frames may take; `auto` is a quarter of the free memory; 0 keeps none.
             progress: called with (episodes decoded, episodes) while frames are decoded into memory.
 
@@ -116,7 +121,9 @@ class WindowLoader:
         self._action = action
         self._actions, self._state, self._values = self._read_numbers(action, state, value)
         self._random_crop = random_crop
-        self._frames = FrameStore(
+        if encoded is not None and random_crop:
+            raise ValueError("latents cannot be cropped; train from frames, or without random crops")
+        self._frames: FrameStore | EncodedDataset = encoded or FrameStore(
             dataset,
             self._entries,
             self.cameras,
@@ -135,7 +142,7 @@ class WindowLoader:
     @property
     def frames_in_memory(self) -> bool:
         """Whether all frames were decoded into memory."""
-        return self._frames.in_memory
+        return isinstance(self._frames, FrameStore) and self._frames.in_memory
 
     def reseeded(self, batch_size: int, seed: int) -> WindowLoader:
         """The same numbers and frames, shared, in batches of another size and order."""
@@ -163,6 +170,7 @@ class WindowLoader:
         return BatchRows(
             episode=np.array([self._entries[at].index for at in position], dtype=np.int64),
             position=position,
+            current=np.array([rows.current for rows in picked], dtype=np.int64),
             context=np.stack([rows.context for rows in picked]),
             future=np.stack([rows.future for rows in picked]),
             action=np.stack([rows.action for rows in picked]),
@@ -187,14 +195,12 @@ class WindowLoader:
     def _read(self, rows: BatchRows, need_future: bool, crops: list[list[Crop]] | None) -> Batch:
         start = self._offsets[rows.position][:, None]
         window = torch.from_numpy(start + rows.action)
-        frame_rows = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context
-        video = self._frames.gather(rows.position, frame_rows, crops)
-        num_context = self.config.context
+        context, future, encoded = self._pictures(rows, need_future, crops)
         state = self._state[torch.from_numpy(start[:, 0] + rows.context[:, -1])]
         is_padded = torch.from_numpy(rows.is_padded)
         return Batch(
-            context=video[:, :, :num_context],
-            future=video[:, :, num_context:] if need_future else None,
+            context=context,
+            future=future,
             state=state,
             actions=self._action.normalize_window(self._actions[window], state, is_padded),
             future_state=self._state[window],
@@ -202,7 +208,26 @@ class WindowLoader:
             value_targets=None if self._values is None else self._values[window],
             task=[self._entries[at].task for at in rows.position],
             episode_index=torch.from_numpy(rows.episode),
+            encoded=encoded,
         )
+
+    def _pictures(
+        self, rows: BatchRows, need_future: bool, crops: list[list[Crop]] | None
+    ) -> tuple[Tensor | None, Tensor | None, EncodedWindows | None]:
+        """Remembered frames, future frames, or their latents."""
+        if isinstance(self._frames, EncodedDataset):
+            encoded = self._frames.windows(
+                episodes=rows.episode.tolist(),
+                context=rows.context,
+                current=rows.current,
+                task=[self._entries[at].task for at in rows.position],
+                need_future=need_future,
+            )
+            return None, None, encoded
+        wanted = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context
+        video = self._frames.gather(rows.position, wanted, crops)
+        num_context = self.config.context
+        return video[:, :, :num_context], video[:, :, num_context:] if need_future else None, None
 
     def _read_numbers(
         self, action: ActionTransform, state: Normalizer, value: ValueTransform | None

@@ -82,12 +82,14 @@ class WindowRows:
     """Rows of one window, clipped to the episode.
 
     Args:
+        current: the row that the window looks ahead from, before clipping; -1 for one that begins before the episode.
         context: int64 `[P]`, non-decreasing, the current row last.
         future: int64 `[chunk]`.
         action: int64 `[A]`.
         is_padded: bool `[A]`, action rows past the end of the episode (they repeat its last row).
     """
 
+    current: int
     context: np.ndarray
     future: np.ndarray
     action: np.ndarray
@@ -158,13 +160,24 @@ def select_rows(length: int, end: int, config: WindowConfig, rng: np.random.Gene
     current = end - horizon - 1
     first, last = config.first_row, length - 1
     action = current + config.action_offset + np.arange(horizon)
-    future = current + config.stride * np.arange(1, config.chunk + 1)
     return WindowRows(
+        current=current,
         context=_memory_rows(current, end, config, rng).clip(first, last),
-        future=future.clip(first, last),
+        future=future_rows(length, current, config),
         action=action.clip(first, last),
         is_padded=action > last,
     )
+
+
+def future_rows(length: int, current: int, config: WindowConfig) -> np.ndarray:
+    """Rows of the future frames of a current row, int64 `[chunk]`, clipped to an episode of `length` rows."""
+    rows = current + config.stride * np.arange(1, config.chunk + 1)
+    return rows.clip(config.first_row, length - 1)
+
+
+def current_rows(length: int, config: WindowConfig) -> range:
+    """Every current row that a window of an episode of `length` rows may have, whatever the action offset."""
+    return range(-1 if config.first_row else 0, length)
 
 
 def _memory_rows(current: int, end: int, config: WindowConfig, rng: np.random.Generator) -> np.ndarray:

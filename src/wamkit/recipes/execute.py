@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from wamkit.atomic import atomic_folder, complete_folder
+from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
+from wamkit.data.encode import EncodingReport, encode_dataset
+from wamkit.data.encoded import CachePurpose, EncodedDataset, codecs_digest, read_manifest
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE
@@ -71,25 +75,18 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     dataset = LeRobotDataset(run.data.root)
     robot = _require_fit(run, dataset)
     transforms = _transforms(run, dataset, robot)
-
-    with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
-        base = WindowLoader(
-            dataset,
-            _windows(run),
-            action=transforms.action,
-            state=transforms.state,
-            value=transforms.value,
-            batch_size=run.stages[0].batch_size,
-            seed=run.seed,
-            cameras=robot.camera_names,
-            robot=robot,
-            image_size=(run.model.image_size, run.model.image_size),
-            preprocess=run.data.preprocess,
-            random_crop=run.data.random_crop,
-            progress=bar.show,
-        )
+    encoded = None
+    if run.data.cache != Path():
+        encoded = EncodedDataset(run.data.cache, _purpose(run, dataset, robot))
+    base = _loader(run, dataset, robot, transforms, encoded)
     family = family_module(run.model.family).FAMILY
-    codecs = from_rank_zero(lambda: _codecs(run, base, family, dataset.fingerprint()))
+    codecs = from_rank_zero(
+        lambda: (
+            _fitted_codecs(run, lambda: base, dataset, run.output)
+            if encoded is None
+            else _codecs_of_cache(run, encoded)
+        )
+    )
     initial, record = _initial(run)
     model = family.create(run.model, codecs, seed=run.seed, **initial)
 
@@ -119,7 +116,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     def save_policy(path: Path, training: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
         policy.save(path, config=run.model.to_dict(), training=training, weights=weights)
 
-    model.to(device)
+    (model if encoded is None else model.network).to(device)  # a cache stands for the codecs
     report = train(
         model,
         run.stages,
@@ -134,7 +131,9 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         activation_checkpointing=run.activation_checkpointing,
         recipe={
             "model": plain(run.model),
-            "data": plain(dataclasses.replace(run.data, root=Path(run.data.root.name))),
+            "data": plain(
+                dataclasses.replace(run.data, root=Path(run.data.root.name), cache=Path(run.data.cache.name))
+            ),
             "execution_horizon": run.execution_horizon,
             **record,
         },
@@ -246,27 +245,139 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
     return robot
 
 
-def _codecs(run: Run, loader: WindowLoader, family: Any, fingerprint: str) -> Path:
-    """The run's codecs: fitted once on the first windows of the dataset, then read back by every resumed run.
+def encode(run: Run) -> EncodingReport:
+    """Make the cache `run.data.cache` for a run, or complete it; nothing is trained.
+
+    Under a launcher each process encodes some of the episodes.
+
+    Raises:
+        ValueError: dataset and model do not fit each other, pictures would be changed at random, or the cache was
+            made for something else.
+        FileNotFoundError: no dataset.
+        OSError: not enough room.
+    """
+    if run.data.root == Path() or run.data.cache == Path():
+        raise ValueError(
+            "encoding needs a dataset and a folder: set data.root and data.cache (--data.root, --data.cache)"
+        )
+    device = choose_device(run.device)
+    with process_group(device), _rank_zero_speaks():
+        dataset, device = LeRobotDataset(run.data.root), local_device(device)
+        robot = _require_fit(run, dataset)
+        purpose = _purpose(run, dataset, robot)
+        found = read_manifest(run.data.cache)
+        if found is not None:
+            purpose.require(found["purpose"], run.data.cache)
+
+        def make_loader() -> WindowLoader:
+            return _loader(run, dataset, robot, _transforms(run, dataset, robot))
+
+        codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, dataset, run.data.cache))
+        with ProgressBar(f"encoding {dataset.root}", unit="episodes") as bar:
+            return encode_dataset(
+                dataset,
+                run.data.cache,
+                purpose,
+                _windows(run),
+                video_codec=load_video_codec(codecs / "video", device),
+                text_encoder=load_text_encoder(codecs / "text", device),
+                device=device,
+                progress=bar.show,
+            )
+
+
+def _loader(
+    run: Run,
+    dataset: LeRobotDataset,
+    robot: RobotSpec,
+    transforms: Transforms,
+    encoded: EncodedDataset | None = None,
+) -> WindowLoader:
+    with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
+        return WindowLoader(
+            dataset,
+            _windows(run),
+            action=transforms.action,
+            state=transforms.state,
+            value=transforms.value,
+            batch_size=run.stages[0].batch_size,
+            seed=run.seed,
+            cameras=robot.camera_names,
+            robot=robot,
+            image_size=(run.model.image_size, run.model.image_size),
+            preprocess=run.data.preprocess,
+            random_crop=run.data.random_crop,
+            encoded=encoded,
+            progress=bar.show,
+        )
+
+
+def _purpose(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> CachePurpose:
+    """What a run's cache has to have been made for.
+
+    Raises:
+        ValueError: the run changes pictures at random, which a cache cannot hold.
+    """
+    changes = {"data.color_jitter": run.data.color_jitter.is_on, "data.random_crop": run.data.random_crop}
+    if any(changes.values()):
+        raise ValueError(
+            f"a cache holds latents of pictures as they are, but {[key for key in changes if changes[key]]} would "
+            "change them at every step; switch that off, or leave data.cache out"
+        )
+    return CachePurpose.of(
+        dataset=dataset.fingerprint(),
+        cameras=robot.camera_names,
+        image_size=(run.model.image_size, run.model.image_size),
+        preprocess=run.data.preprocess,
+        windows=_windows(run),
+        codec=dataclasses.asdict(run.model.codec) | {"channels": run.model.network.latent_channels},
+        dtype=run.data.cache_dtype,
+    )
+
+
+def _codecs_of_cache(run: Run, encoded: EncodedDataset) -> Path:
+    """The cache's codecs, copied into the run's folder.
+
+    Raises:
+        ValueError: the run was begun with others.
+    """
+    folder = run.output / "codecs"
+    if not complete_folder(folder).is_dir():
+        with atomic_folder(folder) as partial:
+            shutil.copytree(encoded.codecs, partial, dirs_exist_ok=True)
+    elif codecs_digest(complete_folder(folder)) != codecs_digest(encoded.codecs):
+        raise ValueError(
+            f"{folder} holds other codecs than the cache {encoded.folder}; use another output folder, or the cache "
+            "that this run was begun with"
+        )
+    return folder
+
+
+def _fitted_codecs(run: Run, make_loader: Callable[[], WindowLoader], dataset: LeRobotDataset, parent: Path) -> Path:
+    """The run's codecs in `parent`: fitted once on the first windows of the dataset, then read back.
 
     Raises:
         ValueError: the folder's codecs were made for other settings or another dataset.
     """
-    folder = run.output / "codecs"
-    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": fingerprint}
+    folder = parent / "codecs"
+    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": dataset.fingerprint()}
     if run.data.preprocess != "exact" or run.data.random_crop:
         made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
     if complete_folder(folder).is_dir():
         if read_json(complete_folder(folder) / "made_for.json") != made_for:
             raise ValueError(
-                f"{folder} was made for another dataset, seed or model; use another output folder, or remove "
-                f"{run.output} to start afresh"
+                f"{folder} was made for another dataset, seed or model; use another folder, or remove {parent} to "
+                "start afresh"
             )
     else:
         with atomic_folder(folder) as partial:
-            family.fit_codecs(
+            batches = []
+            if run.model.codec.video == "patch":  # others are pretrained
+                loader = make_loader()
+                batches = [loader.batch(step) for step in range(CODEC_BATCHES)]
+            family_module(run.model.family).FAMILY.fit_codecs(
                 run.model,
-                [loader.batch(step) for step in range(CODEC_BATCHES)],
+                batches,
                 seeded(run.seed, "codecs"),
                 partial,
             )

@@ -31,6 +31,9 @@ class DataConfig:
             `resize` stretches them, `center_crop_resize` cuts off what is too long, `exact` refuses them.
         random_crop: train on a part of each view, drawn anew for each window: sides of 7/8 or more.
         color_jitter: random changes of colour in training; off by default.
+        cache: folder of latents and embedded sentences from `wamkit data encode`, read in place of frames; pictures
+            have to be left as they are then.
+        cache_dtype: what latents are kept as; `bfloat16` takes half the room and rounds them.
     """
 
     root: Path = Path()
@@ -44,6 +47,8 @@ class DataConfig:
     preprocess: Preprocess = "exact"
     random_crop: bool = False
     color_jitter: ColorJitter = field(default_factory=ColorJitter)
+    cache: Path = Path()
+    cache_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from wamkit.codecs.base import LatentPosterior, TextEncoder, VideoCodec
+from wamkit.codecs.base import LatentPosterior, TextEncoder, TextTokens, VideoCodec
 from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.draws import TrainingDraws
 from wamkit.models.wav.config import WAVConfig
@@ -107,7 +107,8 @@ class WAV:
                 patch=codec.spatial, temporal=codec.temporal, channels=config.network.latent_channels
             )
             clips = [batch.future for batch in batches if batch.future is not None]
-            frames = torch.cat([rearrange(batch.context, "b v t h w c -> (b v t) h w c") for batch in batches])
+            contexts = [batch.context for batch in batches if batch.context is not None]
+            frames = rearrange(torch.cat(contexts), "b v t h w c -> (b v t) h w c")
             video = PatchCodec.fit(
                 frames,
                 rearrange(torch.cat(clips), "b v t h w c -> (b v) t h w c"),
@@ -233,19 +234,13 @@ class WAV:
             batch: windows.
             draws: draws from the autoencoder's posterior, as training does; `None` takes its mode.
         """
-        num_rows, num_views = batch.context.shape[:2]
-        frames = rearrange(batch.context, "b v t h w c -> (b v t) h w c")
-        memory = self.video_codec.posterior_frames(frames)
-        future = None
-        if batch.future is not None:
-            clips = rearrange(batch.future, "b v t h w c -> (b v) t h w c")
-            future = _drawn(self.video_codec.posterior_clip(clips), draws, "future posterior", num_rows)
-            future = rearrange(future, "(b v) k f y x -> b v k f y x", b=num_rows)
-        memory_latents = _drawn(memory, draws, "memory posterior", num_rows)
-        text, empty = self.text_encoder.encode(batch.task), self.text_encoder.encode([""])
+        num_rows = len(batch.task)
+        memory, future, text, empty = self._looked_up(batch) if batch.encoded is not None else self._computed(batch)
+        drawn = _drawn(memory, draws, "memory posterior", num_rows)
+        ahead = None if future is None else _drawn(future, draws, "future posterior", num_rows)
         return EncodedBatch(
-            memory=rearrange(memory_latents, "(b v t) k y x -> b v k t y x", b=num_rows, v=num_views),
-            future=future,
+            memory=rearrange(drawn, "(b v t) k y x -> b v k t y x", b=num_rows, t=self.config.num_context),
+            future=None if ahead is None else rearrange(ahead, "(b v) k f y x -> b v k f y x", b=num_rows),
             text=text.tokens,
             text_mask=text.mask,
             empty_text=empty.tokens,
@@ -257,6 +252,27 @@ class WAV:
             is_padded=batch.is_padded,
             value_targets=batch.value_targets,
         )
+
+    def _computed(self, batch: Batch) -> tuple[LatentPosterior, LatentPosterior | None, TextTokens, TextTokens]:
+        """Memory, future, sentences and the empty sentence, by the codecs."""
+        if batch.context is None:
+            raise ValueError("expected a batch of frames or of their latents, got neither")
+        memory = self.video_codec.posterior_frames(rearrange(batch.context, "b v t h w c -> (b v t) h w c"))
+        future = None
+        if batch.future is not None:
+            future = self.video_codec.posterior_clip(rearrange(batch.future, "b v t h w c -> (b v) t h w c"))
+        return memory, future, self.text_encoder.encode(batch.task), self.text_encoder.encode([""])
+
+    def _looked_up(self, batch: Batch) -> tuple[LatentPosterior, LatentPosterior | None, TextTokens, TextTokens]:
+        """The same from a cache."""
+        encoded = batch.encoded
+        assert encoded is not None
+        memory = _posterior(rearrange(encoded.context, "b v t q k y x -> q (b v t) k y x"))
+        future = None
+        if encoded.future is not None:
+            future = _posterior(rearrange(encoded.future, "b v q k f y x -> q (b v) k f y x"))
+        text = TextTokens(tokens=encoded.text, mask=encoded.text_mask)
+        return memory, future, text, TextTokens(tokens=encoded.empty_text, mask=encoded.empty_mask)
 
     @torch.no_grad()
     def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Float[Tensor, "b v k t y x"]:
@@ -385,6 +401,12 @@ class WAVControl(ControlStep):
             future=self.model.decode_future(self.imagine(video, guidance=guidance, empty=empty)),
             future_steps=tuple(range(stride, stride * count + 1, stride)),
         )
+
+
+def _posterior(stacked: Float[Tensor, "q n k ..."]) -> LatentPosterior:
+    """From mean and, if there is one, standard deviation; sums of what a cache holds in bf16 are in fp32."""
+    mean, *std = stacked.float()
+    return LatentPosterior(mean=mean, std=std[0] if std else None)
 
 
 def _drawn(posterior: LatentPosterior, draws: TrainingDraws | None, stream: str, num_rows: int) -> Tensor:
