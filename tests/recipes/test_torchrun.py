@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_bad_data import damaged
 
 import wamkit
 from wamkit.cli.main import main
+from wamkit.data.encoded import read_manifest
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.value_labels import ArmChannels, DenseValueSettings, label_values
@@ -85,3 +88,29 @@ def test_what_is_wrong_is_said_once_per_process(dataset: Path, tmp_path: Path) -
     status, _, errors = torchrun(arguments)
     assert status != 0 and errors.count("action channels: model 4, dataset 3") == 2
     assert "Traceback" not in errors.split("wamkit train: error")[0]
+
+
+def test_nan_in_the_data_stops_every_process_before_training(dataset: Path, tmp_path: Path) -> None:
+    path = damaged(dataset, tmp_path / "copy", "action", 3, 5, 0)
+    arguments = ["--data.root", str(tmp_path / "copy"), "--output", str(tmp_path / "run"), *FITTED]
+    status, _, errors = torchrun(["train", "debug", *arguments])
+    message = f"wamkit train: error: {path}: episode 3, row 5: expected finite numbers in column 'action', got nan"
+    assert status != 0 and errors.count(message) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_encode_one_cache(dataset: Path, tmp_path: Path) -> None:
+    """Each takes some of the episodes; the files are those of one process."""
+
+    def arguments(name: str) -> list[str]:
+        return ["debug", "--data.root", str(dataset), "--data.cache", str(tmp_path / name), *FITTED]
+
+    status, printed, errors = torchrun(["data", "encode", *arguments("two")])
+    assert status == 0, errors[-3000:]
+    assert printed.count("holds 4 episodes") == 1
+    assert main(["data", "encode", *arguments("one")]) == 0
+    for file in sorted((tmp_path / "one" / "episodes").iterdir()):
+        expected = load_file(file)
+        found = load_file(tmp_path / "two" / "episodes" / file.name)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert read_manifest(tmp_path / "one") == read_manifest(tmp_path / "two")

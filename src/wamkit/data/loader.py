@@ -239,7 +239,9 @@ class WindowLoader:
         for entry in self._entries:
             columns = self.dataset.columns(entry.index)
             for key, transform in wanted.items():
-                column = numeric_column(columns, key, entry, advice=VALUE_ADVICE if key == VALUE else "")
+                column = numeric_column(
+                    columns, key, entry, advice=VALUE_ADVICE if key == VALUE else "", source=self.dataset
+                )
                 if column.shape[1] != transform.width:
                     raise ValueError(
                         f"episode {entry.index}: expected {transform.width} channels in column {key!r} (as in the "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
+from wamkit.data.features import ACTION, STATE
 from wamkit.spec import RobotSpec
 
 VALUE: Final = "value"
@@ -49,7 +51,23 @@ class EpisodeSource(Protocol):
         ...
 
 
-def numeric_column(columns: dict[str, np.ndarray], key: str, entry: EpisodeEntry, *, advice: str = "") -> np.ndarray:
+@runtime_checkable
+class OnDisk(Protocol):
+    """A dataset whose rows lie in files."""
+
+    def data_path(self, episode: int) -> Path:
+        """The file that holds an episode's rows."""
+        ...
+
+
+def numeric_column(
+    columns: dict[str, np.ndarray],
+    key: str,
+    entry: EpisodeEntry,
+    *,
+    advice: str = "",
+    source: EpisodeSource | None = None,
+) -> np.ndarray:
     """A column as float32 `[T, c]`, checked.
 
     Args:
@@ -57,29 +75,40 @@ def numeric_column(columns: dict[str, np.ndarray], key: str, entry: EpisodeEntry
         key: the column wanted.
         entry: the episode, for its length and for messages.
         advice: what to do when the column is missing.
+        source: where the episode comes from; messages then name its file and its channels.
 
     Raises:
         ValueError: the column is missing, has another length than the episode, is not a table of numbers, or holds a
-            number that is not finite; the message names episode and row.
+            number that is not finite; the message names file, episode, row and channel.
     """
+    file = f"{source.data_path(entry.index)}: " if isinstance(source, OnDisk) else ""
     if key not in columns:
         raise ValueError(
-            f"episode {entry.index}: expected a column {key!r}, got {sorted(columns)}"
+            f"{file}episode {entry.index}: expected a column {key!r}, got {sorted(columns)}"
             + (f"; {advice}" if advice else "; record it, or choose a dataset that has it")
         )
     values = np.asarray(columns[key])
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or len(values) != entry.length or not np.issubdtype(values.dtype, np.number):
         raise ValueError(
-            f"episode {entry.index}: expected column {key!r} to hold {entry.length} rows of numbers, "
+            f"{file}episode {entry.index}: expected column {key!r} to hold {entry.length} rows of numbers, "
             f"got {values.dtype} of shape {values.shape}; write the episode again or leave it out"
         )
     values = values.astype(np.float32, copy=False)
-    finite = np.isfinite(values).all(axis=1)
+    finite = np.isfinite(values)
     if not finite.all():
-        row = int(np.argmin(finite))
+        row, channel = (int(index) for index in np.argwhere(~finite)[0])
+        name = _channel_name(source, key, channel)
         raise ValueError(
-            f"episode {entry.index}, row {row}: expected finite numbers in column {key!r}, got {values[row].tolist()}; "
-            "repair the row or leave the episode out"
+            f"{file}episode {entry.index}, row {row}: expected finite numbers in column {key!r}, got "
+            f"{values[row, channel]} in channel {channel}{name} ({(~finite).sum()} of the episode's {finite.size} "
+            "numbers are not finite); repair the row or leave the episode out"
         )
     return values
+
+
+def _channel_name(source: EpisodeSource | None, key: str, channel: int) -> str:
+    robot = None if source is None else source.robot
+    channels = {} if robot is None else {ACTION: robot.action, STATE: robot.state}
+    named = channels.get(key, ())
+    return f" {named[channel].name!r}" if channel < len(named) else ""

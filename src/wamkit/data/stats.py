@@ -159,7 +159,7 @@ def compute_statistics(
         if number == 0 and VALUE in columns:
             keys["value"], rows["value"] = VALUE, []
         for name, key in keys.items():
-            column = numeric_column(columns, key, entry)
+            column = numeric_column(columns, key, entry, source=dataset)
             width = widths.setdefault(name, column.shape[1])
             if column.shape[1] != width:
                 raise ValueError(

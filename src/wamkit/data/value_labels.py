@@ -101,8 +101,8 @@ def episode_values(dataset: EpisodeSource, entry: EpisodeEntry, settings: ValueS
             "name them in third_person and arms"
         )
     return dense_values(
-        state=numeric_column(columns, STATE, entry),
-        action=numeric_column(columns, ACTION, entry),
+        state=numeric_column(columns, STATE, entry, source=dataset),
+        action=numeric_column(columns, ACTION, entry, source=dataset),
         frames={camera: dataset.frames(entry.index, camera, range(entry.length)) for camera in settings.cameras},
         settings=settings,
     )

@@ -269,8 +269,10 @@ def encode(run: Run) -> EncodingReport:
         if found is not None:
             purpose.require(found["purpose"], run.data.cache)
 
+        transforms = _transforms(run, dataset, robot)
+
         def make_loader() -> WindowLoader:
-            return _loader(run, dataset, robot, _transforms(run, dataset, robot))
+            return _loader(run, dataset, robot, transforms)
 
         codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, dataset, run.data.cache))
         with ProgressBar(f"encoding {dataset.root}", unit="episodes") as bar:
