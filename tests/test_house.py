@@ -105,9 +105,11 @@ def light_modules() -> list[str]:
         SOURCE / "spec.py",
         SOURCE / "episode.py",
         *SOURCE.glob("cli/*.py"),
-        *(path for path in SOURCE.glob("recipes/**/*.py") if path.stem != "execute"),
+        *(path for path in SOURCE.glob("recipes/**/*.py") if path.stem not in ("execute", "import_weights")),
     ]
-    paths += [*SOURCE.glob("models/*/config.py"), *SOURCE.glob("planning/config.py")]
+    light = ("config", "load_policy", "objective")
+    paths += [path for stem in light for path in SOURCE.glob(f"models/*/{stem}.py")]
+    paths += SOURCE.glob("planning/config.py")
     names = (".".join(path.relative_to(SOURCE.parent).with_suffix("").parts) for path in paths)
     return ["wamkit", *sorted(name.removesuffix(".__init__") for name in names)]
 

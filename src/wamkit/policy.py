@@ -5,7 +5,6 @@ Nothing here knows a family: a family encodes frames, opens a control step and d
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -128,12 +127,6 @@ class Policy:
         self.max_rows = max_rows
         self.fingerprint = fingerprint
         self._slots: dict[int, _Slot] = {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How actions are decoded, JSON-ready, for results."""
-        planner = None if self.planner is None else dataclasses.asdict(self.planner)
-        return {"planner": planner, "num_steps": self.num_steps, "memory_threshold": self.memory_threshold}
 
     def reset(self, slots: Sequence[int], *, seeds: Sequence[int]) -> None:
         """Start a new episode in each slot; every draw of the episode follows from its seed.

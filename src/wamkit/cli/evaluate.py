@@ -89,21 +89,14 @@ def run(options: Options) -> int:
 
     from wamkit.checkpoint import read_policy
     from wamkit.evaluation.closed_loop import evaluate, package_versions
-    from wamkit.evaluation.results import PolicyIdentity
 
     policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
     warn_about_versions(read_policy(options.policy).training.get("versions", {}), package_versions())
-    settings = {key: value for key, value in policy.settings.items() if key != "planner"}
     results = evaluate(
         policy,
         protocol,
         make_factory(protocol, policy.spec.robot),
-        identity=PolicyIdentity(
-            name="/".join(options.policy.resolve().parts[-2:]),
-            fingerprint=policy.fingerprint,
-            planner=options.running.planning.describe(),
-            details={"family": policy.spec.family, **settings, **options.running.details()},
-        ),
+        identity=options.running.identity(options.policy, policy, memory_threshold=options.memory_threshold),
         out=options.output,
         tasks=options.tasks,
         episodes=options.episodes,

@@ -63,32 +63,16 @@ def run(options: Options) -> int:
     from wamkit.evaluation.imagined import imagine_episode
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
-    from wamkit.evaluation.results import PolicyIdentity
 
     files = read_policy(options.policy)
     offset = make_protocol("policy", files.spec, files.training, action_offset=options.action_offset).action_offset
     dataset = LeRobotDataset(options.data)
     policy = options.running.load(options.policy, video_guidance=options.guidance)
-    fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = imagine_episode(
         policy,
         dataset,
-        identity=PolicyIdentity(
-            name="/".join(options.policy.resolve().parts[-2:]),
-            fingerprint=policy.fingerprint,
-            planner=options.running.planning.describe(),
-            details={
-                "family": policy.spec.family,
-                **options.running.details(),
-                "video_guidance": options.guidance,
-            },
-        ),
-        source=DatasetIdentity(
-            name=options.data.resolve().name,
-            fingerprint=fingerprint,
-            robot="" if dataset.robot is None else dataset.robot.name,
-            was_trained_on=None if trained_on is None else trained_on == fingerprint,
-        ),
+        identity=options.running.identity(options.policy, policy, video_guidance=options.guidance),
+        source=DatasetIdentity.of(dataset, files.training),
         out=options.output,
         episode=options.episode,
         row=options.row,

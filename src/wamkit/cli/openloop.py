@@ -73,7 +73,6 @@ def run(options: Options) -> int:
     from wamkit.evaluation.open_loop import open_loop
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
-    from wamkit.evaluation.results import PolicyIdentity
 
     files = read_policy(options.policy)
     protocol = make_protocol(
@@ -86,23 +85,12 @@ def run(options: Options) -> int:
     )
     dataset = LeRobotDataset(options.data)
     policy = options.running.load(options.policy)
-    fingerprint, trained_on = dataset.fingerprint(), files.training.get("data_fingerprint")
     results = open_loop(
         policy,
         dataset,
         protocol,
-        identity=PolicyIdentity(
-            name="/".join(options.policy.resolve().parts[-2:]),
-            fingerprint=policy.fingerprint,
-            planner=options.running.planning.describe(),
-            details={"family": policy.spec.family, **options.running.details()},
-        ),
-        source=DatasetIdentity(
-            name=options.data.resolve().name,
-            fingerprint=fingerprint,
-            robot="" if dataset.robot is None else dataset.robot.name,
-            was_trained_on=None if trained_on is None else trained_on == fingerprint,
-        ),
+        identity=options.running.identity(options.policy, policy),
+        source=DatasetIdentity.of(dataset, files.training),
         out=options.output,
         episodes=options.episodes,
         seeds=options.seeds,

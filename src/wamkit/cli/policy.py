@@ -12,6 +12,7 @@ from wamkit.cli.planner import PlannerOptions
 from wamkit.planning.config import PlannerConfig
 
 if TYPE_CHECKING:
+    from wamkit.evaluation.results import PolicyIdentity
     from wamkit.policy import Policy
 
 
@@ -66,6 +67,22 @@ class PolicyOptions:
             **settings,
         )
 
-    def details(self) -> dict[str, Any]:
-        """What changes actions besides the planner, JSON-ready, for results."""
-        return {"num_steps": self.num_steps} | ({"dtype": self.dtype} if self.dtype != "float32" else {})
+    def identity(self, folder: Path, policy: Policy, **settings: Any) -> PolicyIdentity:
+        """The policy as results name it: its folder, weights, planner, and what else changes its actions.
+
+        Args:
+            folder: where it was loaded from.
+            policy: what `load` gave.
+            settings: of the command, recorded beside ours.
+        """
+        from wamkit.evaluation.results import PolicyIdentity
+
+        details = {"family": policy.spec.family, "num_steps": self.num_steps, **settings}
+        if self.dtype != "float32":
+            details["dtype"] = self.dtype
+        return PolicyIdentity(
+            name="/".join(folder.resolve().parts[-2:]),
+            fingerprint=policy.fingerprint,
+            planner=self.planning.describe(),
+            details=details,
+        )

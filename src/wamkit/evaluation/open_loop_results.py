@@ -9,14 +9,15 @@ videos/episode_000001.mp4                real frames above imagined ones, camera
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wamkit.data.lerobot import LeRobotDataset
 from wamkit.evaluation.open_loop_errors import Errors
 from wamkit.evaluation.open_loop_protocol import OpenLoopProtocol
-from wamkit.evaluation.results import PolicyIdentity, write_json
+from wamkit.evaluation.results import PolicyIdentity, read_results, write_json
 
 FORMAT = "wamkit-openloop/1"
 RESULTS_FILE, PREDICTIONS_FOLDER, PLOTS_FOLDER, VIDEOS_FOLDER = "openloop.json", "predictions", "plots", "videos"
@@ -39,6 +40,17 @@ class DatasetIdentity:
     fingerprint: str | None
     robot: str
     was_trained_on: bool | None
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset, training: Mapping[str, Any]) -> DatasetIdentity:
+        """A dataset, beside what a policy says of its training (`training.json`)."""
+        fingerprint, trained_on = dataset.fingerprint(), training.get("data_fingerprint")
+        return cls(
+            name=dataset.root.resolve().name,
+            fingerprint=fingerprint,
+            robot="" if dataset.robot is None else dataset.robot.name,
+            was_trained_on=None if trained_on is None else trained_on == fingerprint,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +120,8 @@ class OpenLoopResults:
             FileNotFoundError: the folder holds none.
             ValueError: it is not a result of this format.
         """
-        path = folder / RESULTS_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no {RESULTS_FILE}; make it with `wamkit openloop`")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            found = data.pop("format", None)
-            if found != FORMAT:
-                raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+
+        def parse(data: dict[str, Any]) -> OpenLoopResults:
             data["protocol"] = OpenLoopProtocol(**data["protocol"])
             data["policy"] = PolicyIdentity(**data["policy"])
             data["dataset"] = DatasetIdentity(**data["dataset"])
@@ -125,8 +131,8 @@ class OpenLoopResults:
                 EpisodeErrors(**{**item, "errors": Errors.from_dict(item["errors"])}) for item in data["episodes"]
             )
             return cls(**data)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: expected results of format {FORMAT!r}, got something else ({error})") from error
+
+        return read_results(folder / RESULTS_FILE, FORMAT, parse, advice=lambda: "make it with `wamkit openloop`")
 
 
 def prediction_path(folder: Path, episode: int, seed: int) -> Path:

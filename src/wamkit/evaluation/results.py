@@ -14,10 +14,10 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.statistics import quantile, wilson_interval
@@ -210,21 +210,43 @@ class Results:
             FileNotFoundError: the folder holds none.
             ValueError: it is not a result of this format.
         """
-        path = folder / RESULTS_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no {RESULTS_FILE}; {_advice(folder)}")
-        try:
-            data = json.loads(path.read_text())
-            found = data.pop("format", None)
-            if found != FORMAT:
-                raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+
+        def parse(data: dict[str, Any]) -> Results:
             data["policy"] = PolicyIdentity(**data["policy"])
             data["tasks"] = {task: _score(score) for task, score in data["tasks"].items()}
             data["overall"] = _score(data["overall"])
             data["latency"] = Latency(**data["latency"])
             return cls(**data)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: expected results of format {FORMAT!r}, got something else ({error})") from error
+
+        return read_results(folder / RESULTS_FILE, FORMAT, parse, advice=lambda: _advice(folder))
+
+
+T = TypeVar("T")
+
+
+def read_results(path: Path, format: str, parse: Callable[[dict[str, Any]], T], *, advice: Callable[[], str]) -> T:
+    """Read a results file that names its format.
+
+    Args:
+        path: the file.
+        format: its expected format.
+        parse: makes the result of the file's content.
+        advice: what to do when there is no such file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a result of this format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; {advice()}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data.pop("format", None)
+        if found != format:
+            raise ValueError(f"{path}: expected format {format!r}, got {found!r}")
+        return parse(data)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected results of format {format!r}, got something else ({error})") from error
 
 
 class EpisodeLog:
