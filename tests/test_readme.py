@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from wamkit.cli.main import COMMANDS
+from wamkit.cli.main import COMMANDS, options
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,8 +26,8 @@ def commands(first_word: str) -> list[str]:
 def test_wamkit_lines_are_understood(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     assert name in COMMANDS
-    command = importlib.import_module(COMMANDS[name].module)
-    tyro.cli(command.Options, args=arguments)  # exits with a message when an option is unknown
+    wanted, default, arguments = options(importlib.import_module(COMMANDS[name].module), arguments)
+    tyro.cli(wanted, args=arguments, **default)  # exits with a message when an option is unknown
 
 
 @pytest.mark.parametrize("line", commands("bash"))

@@ -19,7 +19,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wamkit import __version__
 
@@ -79,18 +79,16 @@ def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int
         import tyro
 
         command = importlib.import_module(module)
-        wanted, default = command.Options, None
-        if hasattr(command, "parse"):
-            wanted, default, arguments = command.parse(arguments)
-        options = tyro.cli(
+        wanted, default, arguments = options(command, arguments)
+        chosen = tyro.cli(
             wanted,
             prog=f"wamkit {name}",
             description=command.__doc__,
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
-            **({} if default is None else {"default": default}),
+            **default,
         )
-        status: int = command.run(options)
+        status: int = command.run(chosen)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -105,6 +103,19 @@ def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int
             traceback.print_exc()
         print(f"wamkit {name}: error: {_explained(error)}", file=sys.stderr)
         return 2
+
+
+def options(command: Any, arguments: list[str]) -> tuple[Any, dict[str, Any], list[str]]:
+    """What tyro has to make of a command's arguments: a type, its default if there is one, and the arguments left.
+
+    Args:
+        command: the command's module.
+        arguments: those after its name.
+    """
+    if not hasattr(command, "parse"):
+        return command.Options, {}, arguments
+    wanted, default, left = command.parse(arguments)
+    return wanted, {} if default is None else {"default": default}, left
 
 
 def _explained(error: Exception) -> str:
