@@ -67,7 +67,8 @@ def torchrun(arguments: list[str], timeout_s: float = 200) -> tuple[int, str, st
 
 def test_two_processes_train_what_one_trains(dataset: Path, tmp_path: Path) -> None:
     def arguments(name: str) -> list[str]:
-        return ["train", "debug", "--data.root", str(dataset), "--output", str(tmp_path / name), *FITTED]
+        held_out = ("--validation.every", "2", "--validation.episodes", "1", "--validation.num-steps", "2")
+        return ["train", "debug", "--data.root", str(dataset), "--output", str(tmp_path / name), *held_out, *FITTED]
 
     status, printed, errors = torchrun(arguments("two"))
     assert status == 0, errors[-3000:]
@@ -76,6 +77,10 @@ def test_two_processes_train_what_one_trains(dataset: Path, tmp_path: Path) -> N
     assert main(arguments("one")) == 0
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-5)
+    errors = [read_metrics(tmp_path / name / "validation.jsonl") for name in ("one", "two")]
+    assert [(row["stage"], row["step"]) for row in errors[0]] == [(row["stage"], row["step"]) for row in errors[1]]
+    assert len(errors[0]) == 6
+    assert [row["video_loss"] for row in errors[1]] == pytest.approx([row["video_loss"] for row in errors[0]], rel=1e-3)
     one, two = (load_policy(tmp_path / name / "policy").model.network.state_dict() for name in ("one", "two"))
     for name, tensor in one.items():
         # Adam's first updates are as large as the learning rate however small a gradient is, so rounding shows.

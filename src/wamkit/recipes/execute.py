@@ -7,7 +7,7 @@ import dataclasses
 import io
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from wamkit.training.prefetch import BatchSource
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.state import has_checkpoint
-from wamkit.training.trainer import TrainReport, train
+from wamkit.training.trainer import TrainReport, Validate, train
 from wamkit.weight_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     encoded = None
     if run.data.cache != Path():
         encoded = EncodedDataset(run.data.cache, _purpose(run, dataset, robot))
-    base = _loader(run, dataset, robot, transforms, encoded)
+    held_out = _held_out(run, dataset)
+    base = _loader(run, dataset, robot, transforms, encoded, leave_out=held_out)
     family = family_module(run.model.family).FAMILY
     codecs = from_rank_zero(
         lambda: (
@@ -100,6 +101,9 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             device=device,
         )
 
+    validate = None
+    if run.validation.every:
+        validate = _validation(run, model, _loader(run, dataset, robot, transforms, encoded, only=held_out), device)
     spec = PolicySpec(
         family=run.model.family,
         robot=robot,
@@ -125,6 +129,8 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         seed=run.seed,
         save_every=run.save_every,
         save_policy=save_policy,
+        validate=validate,
+        validate_every=run.validation.every,
         resume=resume,
         device=device,
         precision=run.precision,
@@ -136,6 +142,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             ),
             "execution_horizon": run.execution_horizon,
             **record,
+            **({"validation": plain(run.validation)} if run.validation.holds_out else {}),
         },
         data_fingerprint=dataset.fingerprint(),
     )
@@ -272,7 +279,7 @@ def encode(run: Run) -> EncodingReport:
         transforms = _transforms(run, dataset, robot)
 
         def make_loader() -> WindowLoader:
-            return _loader(run, dataset, robot, transforms)
+            return _loader(run, dataset, robot, transforms, leave_out=_held_out(run, dataset))
 
         codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, dataset, run.data.cache))
         with ProgressBar(f"encoding {dataset.root}", unit="episodes") as bar:
@@ -294,7 +301,11 @@ def _loader(
     robot: RobotSpec,
     transforms: Transforms,
     encoded: EncodedDataset | None = None,
+    *,
+    only: Sequence[int] | None = None,
+    leave_out: Sequence[int] = (),
 ) -> WindowLoader:
+    chosen = [episode.index for episode in dataset.episodes] if only is None else only
     with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
         return WindowLoader(
             dataset,
@@ -306,12 +317,52 @@ def _loader(
             seed=run.seed,
             cameras=robot.camera_names,
             robot=robot,
+            episodes=[index for index in chosen if index not in leave_out],
             image_size=(run.model.image_size, run.model.image_size),
             preprocess=run.data.preprocess,
             random_crop=run.data.random_crop,
             encoded=encoded,
             progress=bar.show,
         )
+
+
+def _held_out(run: Run, dataset: LeRobotDataset) -> tuple[int, ...]:
+    """Episodes that are not trained on.
+
+    Raises:
+        ValueError: an unknown episode, or none is left to train on.
+    """
+    wanted, known = run.validation, [episode.index for episode in dataset.episodes]
+    chosen = wanted.episodes
+    if wanted.fraction:
+        order = torch.randperm(len(known), generator=seeded(run.seed, "held out")).tolist()
+        chosen = tuple(sorted(known[at] for at in order[: max(1, round(wanted.fraction * len(known)))]))
+    unknown = [index for index in chosen if index not in known]
+    if unknown or len(set(chosen)) >= len(known):
+        raise ValueError(
+            f"validation: expected to hold out some, not all, of the episodes 0 to {len(known) - 1}, got "
+            f"{list(chosen)}; change validation.episodes or validation.fraction"
+        )
+    return chosen
+
+
+def _validation(run: Run, model: Any, loader: WindowLoader, device: torch.device) -> Validate:
+    """Measures weights on windows of the held-out episodes, the same every time.
+
+    What is measured are the streams trained so far; statistics that normalize are those of the whole dataset.
+    """
+    batch = loader.reseeded(run.validation.num_windows, 0).batch(0)
+    names = [stage.name for stage in run.stages]
+
+    def validate(stage: TrainStage, step: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        done = run.stages[: names.index(stage.name) + 1]
+        own = model.with_weights(weights)
+        own.network.to(device)
+        streams = {part for earlier in done for part in earlier.train}
+        errors = own.validate(batch, streams=streams, num_steps=run.validation.num_steps)
+        return {"num_windows": run.validation.num_windows, **errors}
+
+    return validate
 
 
 def _purpose(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> CachePurpose:
@@ -365,6 +416,8 @@ def _fitted_codecs(run: Run, make_loader: Callable[[], WindowLoader], dataset: L
     made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": dataset.fingerprint()}
     if run.data.preprocess != "exact" or run.data.random_crop:
         made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
+    if run.validation.holds_out:
+        made_for["held_out"] = list(_held_out(run, dataset))
     if complete_folder(folder).is_dir():
         if read_json(complete_folder(folder) / "made_for.json") != made_for:
             raise ValueError(

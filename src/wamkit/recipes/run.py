@@ -68,6 +68,41 @@ class InitialWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Errors on episodes that are held out of training, measured while it runs.
+
+    Args:
+        every: steps between measurements, besides one at the end of each stage; 0 never measures.
+        episodes: held out; by default a share of all.
+        fraction: share of the episodes that is held out, drawn by the run's seed, when none are named.
+        num_windows: drawn once from the held-out episodes.
+        num_steps: denoising steps.
+    """
+
+    every: int = 0
+    episodes: tuple[int, ...] = ()
+    fraction: float = 0.0
+    num_windows: int = 32
+    num_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or not 0 <= self.fraction < 1 or self.num_windows < 1 or self.num_steps < 1:
+            raise ValueError(
+                "validation: expected every >= 0, fraction in [0, 1), num_windows >= 1 and num_steps >= 1, got "
+                f"{self.every}, {self.fraction}, {self.num_windows} and {self.num_steps}"
+            )
+        if self.every and not self.episodes and not self.fraction:
+            raise ValueError("validation: expected episodes to hold out; set validation.episodes or fraction")
+        if self.episodes and self.fraction:
+            raise ValueError("validation: expected either episodes or a fraction of them, got both")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training leaves out some episodes."""
+        return bool(self.episodes or self.fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a training run is made of.
 
@@ -76,6 +111,7 @@ class Run:
         output: run folder, has to be set; the trained policy ends up in its `policy/`.
         model: sizes and geometry.
         initial: weights to start from.
+        validation: what is measured while training runs; nothing by default.
         stages: in the order they run.
         execution_horizon: actions of each chunk meant to be run before the policy is asked again.
         seed: of every draw.
@@ -90,6 +126,7 @@ class Run:
     stages: tuple[TrainStage, ...]
     data: DataConfig = DataConfig()
     initial: InitialWeights = InitialWeights()
+    validation: ValidationConfig = ValidationConfig()
     output: Path = Path()
     execution_horizon: int = 8
     seed: int = 0

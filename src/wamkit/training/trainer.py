@@ -39,12 +39,22 @@ from wamkit.training.log import MetricsLog
 from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource, prefetched
 from wamkit.training.record import training_record
-from wamkit.training.sharding import Precision, ShardedLoss, clip_gradients, recomputed_activations
+from wamkit.training.sharding import (
+    Precision,
+    ShardedLoss,
+    clip_gradients,
+    full_weights,
+    recomputed_activations,
+)
 from wamkit.training.stage import TrainStage, learning_rate_at, recipe_differences, resolved_recipe
 from wamkit.training.state import Checkpoint, CheckpointStore, Position, SavePolicy
 from wamkit.types import Batch, Trainable
 
 logger = logging.getLogger(__name__)
+
+
+Validate = Callable[[TrainStage, int, Mapping[str, Tensor]], Mapping[str, Any]]
+"""Measures weights: the stage, the steps of it done and the network's whole state dict -> JSON-ready numbers."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -85,6 +95,8 @@ def train(
     seed: int,
     save_every: int,
     save_policy: SavePolicy | None = None,
+    validate: Validate | None = None,
+    validate_every: int = 0,
     log: Callable[[dict[str, Any]], None] | None = None,
     resume: bool = True,
     device: torch.device | str = "cpu",
@@ -112,6 +124,9 @@ def train(
         save_every: steps between checkpoints; the last step of a stage is always saved.
         save_policy: writes a policy folder to a path (with `write_policy`), given the content of training.json and the
             weights to publish, averaged if the stage averages them.
+        validate: measures the weights that would be published, on rank 0; `validation.jsonl` keeps what it gives. It
+            must leave the network and torch's generators alone.
+        validate_every: steps between validations, besides one at the end of each stage; 0 never validates.
         log: called with every row of the metrics file, for instance to pass it on to a tracker.
         resume: continue from the folder's newest checkpoint; `False` insists on a folder without checkpoints.
         device: where the network and the batches go; codecs that a family keeps beside its network are moved by the
@@ -132,8 +147,11 @@ def train(
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint stays.
         DiskFull: no room for a checkpoint; the last good one stays.
     """
-    if save_every < 1 or seed < 0:
-        raise ValueError(f"expected save_every >= 1 steps and seed >= 0, got save_every={save_every} and seed={seed}")
+    if save_every < 1 or seed < 0 or validate_every < 0:
+        raise ValueError(
+            f"expected save_every >= 1 steps, validate_every >= 0 and seed >= 0, got save_every={save_every}, "
+            f"validate_every={validate_every} and seed={seed}"
+        )
     folder, device = Path(folder), local_device(device)
     own = {"data_fingerprint": data_fingerprint} | ({"precision": precision} if precision != "fp32" else {})
     resolved = resolved_recipe(stages, seed, {**(recipe or {}), **own})
@@ -161,6 +179,8 @@ def train(
             seed=seed,
             save_every=save_every,
             save_policy=save_policy,
+            validate=validate if validate_every else None,
+            validate_every=validate_every,
             log=log,
             device=device,
             store=store,
@@ -188,6 +208,8 @@ class _Run:
     seed: int
     save_every: int
     save_policy: SavePolicy | None
+    validate: Validate | None
+    validate_every: int
     log: Callable[[dict[str, Any]], None] | None
     device: torch.device
     store: CheckpointStore
@@ -199,6 +221,7 @@ class _Run:
     steps: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     metrics: MetricsLog | None = None
+    validations: MetricsLog | None = None
 
     def execute(self, folder: Path, latest: Checkpoint | None) -> TrainReport:
         """Run what is left."""
@@ -215,8 +238,12 @@ class _Run:
         with ExitStack() as stack, stop_on_signals() as request:
 
             def open_metrics() -> None:
-                metrics = MetricsLog(folder / "metrics.jsonl", [stage.name for stage in self.stages], position)
+                names = [stage.name for stage in self.stages]
+                metrics = MetricsLog(folder / "metrics.jsonl", names, position)
                 self.metrics = stack.enter_context(closing(metrics))
+                if self.validate is not None:
+                    validations = MetricsLog(folder / "validation.jsonl", names, position)
+                    self.validations = stack.enter_context(closing(validations))
 
             from_rank_zero(open_metrics)
             for index in range(first, len(self.stages)):
@@ -277,14 +304,17 @@ class _Run:
                     "wall_s": round(time.monotonic() - self.started_s, 3),
                 }
                 self._report(row)
+                if self.validate is not None and (finished or (step + 1) % self.validate_every == 0):
+                    self._run_validation(self.validate, stage, step + 1, None if finished else average)
                 progress.update(step + 1, " ".join(f"{name} {value:.4g}" for name, value in losses.items()))
                 self.steps += 1
                 self.losses[stage.name] = losses["loss"]
                 # Read once, for it may arrive at any moment, and on any process.
                 stop = any_process(request.signal is not None, self.device)
                 if finished or stop or (step + 1) % self.save_every == 0:
-                    if self.metrics is not None:
-                        self.metrics.sync()
+                    for log in (self.metrics, self.validations):
+                        if log is not None:
+                            log.sync()
                     self.checkpoint = self.store.save(
                         position=Position(
                             stage_index=index,
@@ -304,6 +334,18 @@ class _Run:
                 if stop:
                     break
         return finished, stop
+
+    def _run_validation(self, validate: Validate, stage: TrainStage, step: int, average: MovingAverage | None) -> None:
+        """Measure the weights that would be published now; rank 0 does, the others wait."""
+
+        def measure() -> None:
+            assert self.validations is not None
+            found = validate(stage, step, weights)
+            self.validations.append({"stage": stage.name, "step": step, **found})
+
+        with average.applied() if average is not None else nullcontext():
+            weights = full_weights(self.model.network)
+            from_rank_zero(measure)
 
     def _report(self, row: dict[str, Any]) -> None:
         """Write a step's row and hand it on, on rank 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from wamkit.models.wav.load_policy import PROFILES, Profile
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective
+from wamkit.models.wav.validation import WindowErrors, window_errors
 from wamkit.models.wav.weights import load_weights
 from wamkit.nn.modulation import Modulation
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
@@ -252,6 +253,35 @@ class WAV:
             is_padded=batch.is_padded,
             value_targets=batch.value_targets,
         )
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> WAV:
+        """This WAV with other weights behind the same codecs, for evaluation; it shares their memory where it can."""
+        network = empty_network(self.config.network)
+        network.load_state_dict({name: tensor.detach() for name, tensor in weights.items()}, strict=True, assign=True)
+        network.eval().requires_grad_(False)
+        return WAV(config=self.config, network=network, video_codec=self.video_codec, text_encoder=self.text_encoder)
+
+    def validate(
+        self, batch: Batch, *, streams: Collection[str], num_steps: int, rows_at_once: int = 16
+    ) -> dict[str, Any]:
+        """Errors on windows that were not trained on, see `validation.WindowErrors.summary`.
+
+        Args:
+            batch: windows with their future.
+            streams: of `video`, `value` and `action`.
+            num_steps: Euler steps.
+            rows_at_once: windows computed at once.
+        """
+        num_rows = len(batch.task)
+        parts = []
+        for start in range(0, num_rows, rows_at_once):
+            rows = range(start, min(start + rows_at_once, num_rows))
+            encoded = self.encode(batch.rows(rows).to(self.device))
+            errors = window_errors(
+                self.network, self.config, encoded, streams=streams, rows=rows, num_rows=num_rows, num_steps=num_steps
+            )
+            parts.append(errors)
+        return WindowErrors.joined(parts).summary(self.config)
 
     def _computed(self, batch: Batch) -> tuple[LatentPosterior, LatentPosterior | None, TextTokens, TextTokens]:
         """Memory, future, sentences and the empty sentence, by the codecs."""
