@@ -49,8 +49,8 @@ def open_step(network: WAVTransformer, config: WAVConfig, device: str) -> Callab
         "state_token": torch.zeros(1, 1, config.token_dim, device=device) if config.has_state_token else None,
         "num_steps": NUM_STEPS,
     }
-    known = ControlStep(network, **shared).pure_noise
-    return lambda: ControlStep(network, **shared, pure_noise=known)
+    known: dict[tuple[Any, ...], Any] = {}
+    return lambda: ControlStep(network, **shared, known=known)
 
 
 def median_ms(work: Callable[[], object], device: str, repeats: int) -> float:

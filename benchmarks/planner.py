@@ -4,9 +4,10 @@
 
 WAV `small` with random weights on the CPU, one robot; G = 30 imagined videos, N = 5 values each, S = 10 steps, K = 3
 rounds. Both sides get the same weights, draws and planner, and must choose the same elites. They run in turn, and the
-fastest of several repetitions counts. Prints `ratio NAME VALUE`:
+fastest of several repetitions counts. The uncached side is plain PyTorch (`uncached.py`). Prints `ratio NAME VALUE`:
 
 - `value_phase`, `control_step`: seconds of the uncached side over seconds of the library's;
+- `value_phase_operations`: matrix operations of the same, which is what the sizes allow at an equal matrix rate;
 - `peak_memory_g120_over_g30`: what planning adds to the process at its peak, with 120 candidates over 30.
 """
 
@@ -37,6 +38,7 @@ from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
 from wamkit.draws import SeededDraws
 from wamkit.models.wav.config import WAVConfig, small
+from wamkit.models.wav.cost import value_phase_cost
 from wamkit.models.wav.family import WAV
 from wamkit.planning.cem import Plan, plan
 from wamkit.planning.config import PlannerConfig
@@ -160,8 +162,11 @@ def compare(config: WAVConfig, planner: PlannerConfig, repetitions: int) -> dict
     def value_phase(side: str) -> float:
         return seconds[f"{side} video and values"] - seconds[f"{side} video"]
 
+    count = {"num_videos": planner.num_videos, "num_values": planner.num_values, "num_steps": NUM_STEPS}
     return {
         "seconds": seconds,
+        "value_phase_operations": value_phase_cost(config, **count, is_cached=False)
+        / value_phase_cost(config, **count),
         "value_phase": value_phase("uncached") / value_phase("library"),
         "control_step": seconds["uncached control step"] / seconds["library control step"],
         "largest_action_difference": float((our_actions - their_actions).abs().max()),
@@ -205,7 +210,7 @@ def main() -> None:
     peaks["ratio"] = peaks["g120_bytes"] / max(peaks["g30_bytes"], 1)
     for name, size in results["sizes"].items():
         suffix = "" if name == "small" else "_4_memory_frames"
-        for ratio in ("value_phase", "control_step"):
+        for ratio in ("value_phase", "control_step", "value_phase_operations"):
             print(f"ratio {ratio}{suffix} {size[ratio]:.2f}")
         print(f"  seconds of {name}: {json.dumps(size['seconds'])}")
     print(f"ratio peak_memory_g120_over_g30 {peaks['ratio']:.2f}")

@@ -169,6 +169,24 @@ def test_imagining_holds_memory_clean_and_denoises_the_future() -> None:
     torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
 
 
+def test_what_follows_from_the_weights_is_computed_once() -> None:
+    """A second control step embeds no timestep, and gives what a first one would."""
+    model, known, counted = network(), {}, []
+    for expert in (model.value, model.action, model):
+        expert.time_embed.register_forward_hook(lambda *_: counted.append(1))
+    video, value, action = noises()
+    results = []
+    for shared in (known, known, None):
+        step = control_step(model, known=shared)
+        latents = step.with_memory(video[:, None])[:, 0]
+        before = len(counted)
+        decoded = step.decode(latents, action_noise=action, value_noise=value, with_value=True)
+        results.append((len(counted) - before, decoded.actions, decoded.value))
+    assert [count for count, _, _ in results] == [1 + 2 * STEPS, 0, 1 + 2 * STEPS]
+    for _, actions, curve in results[1:]:
+        assert torch.equal(actions, results[0][1]) and torch.equal(curve, results[0][2])
+
+
 def test_guidance_of_one_is_off() -> None:
     model = network()
     step, empty = control_step(model), text(model, rows=1, keep=True, seed=3)

@@ -3,8 +3,8 @@ step.
 
 Source: WAV (arXiv 2604.14732), section 3.3 and its public pipeline.
 Differs: nothing is computed twice. Keys and values of the video stream are projected once per layer and candidate and
-shared by all value samples and denoising steps; text keys and values are computed once per sentence, the constant
-modulation once per model, memory latents once per frame.
+shared by all value samples and denoising steps; text keys and values are computed once per sentence, modulations and
+rotary tables once per model, memory latents once per frame.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import rearrange, repeat
@@ -19,10 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wamkit.flow import euler, sigma_schedule
-from wamkit.models.wav.experts import ExpertTokens
+from wamkit.models.wav.experts import Condition, ExpertStream, ExpertTokens
 from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.nn.attention import KeyValue
 from wamkit.nn.modulation import Modulation, Timesteps
+from wamkit.nn.rope import Rotation
+
+Known = TypeVar("Known")
 
 
 def to_tokens(latents: Float[Tensor, "*b c f h w"]) -> Float[Tensor, "*b l c"]:
@@ -93,7 +97,8 @@ class ControlStep:
         num_steps: Euler steps for actions and values.
         max_rows: video rows (observation x candidate) per forward pass; bounds memory whatever the number of
             candidates.
-        pure_noise: the video stream's modulation at pure noise, when it was computed before.
+        known: what follows from the weights and from sizes alone (modulations, rotary tables), as earlier control steps
+            of the same network have left it; what is missing is added. Empty it when the weights change.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class ControlStep:
         state_token: Float[Tensor, "b 1 a"] | None,
         num_steps: int = 10,
         max_rows: int = 32,
-        pure_noise: Modulation | None = None,
+        known: dict[tuple[Any, ...], Any] | None = None,
     ):
         self.network = network
         self.memory = memory
@@ -120,8 +125,7 @@ class ControlStep:
         self.value_length = value_length
         self.num_memory = memory.shape[3]
         self.grid = (self.num_memory + num_future_latents, memory.shape[4], memory.shape[5])
-        self._rotation = network.rotation(self.grid, memory.device)
-        self.pure_noise = self.modulation(1.0) if pure_noise is None else pure_noise
+        self._known = {} if known is None else known
 
     @property
     def video_shape(self) -> tuple[int, ...]:
@@ -129,13 +133,21 @@ class ControlStep:
         _, views, channels, _, height, width = self.memory.shape
         return views, channels, self.grid[0], height, width
 
+    @property
+    def rotation(self) -> Rotation:
+        """The video stream's rotary table."""
+        return self._once(("rotation", self.grid), lambda: self.network.rotation(self.grid, self.memory.device))
+
     def modulation(self, sigma: float) -> Modulation:
         """Video modulation with clean memory frames and future frames at `sigma`; one row serves every candidate."""
-        area = self.grid[1] * self.grid[2]
-        level = torch.full((1,), 1000.0 * sigma, device=self.memory.device)
-        future = (self.grid[0] - self.num_memory) * area
-        timesteps = Timesteps.clean_then(self.num_memory * area, level, future)
-        return self.network.video_modulation(timesteps, self.memory.shape[1])
+        area, views = self.grid[1] * self.grid[2], self.memory.shape[1]
+        num_clean, num_noisy = self.num_memory * area, (self.grid[0] - self.num_memory) * area
+
+        def compute() -> Modulation:
+            timesteps = Timesteps.clean_then(num_clean, self._level(sigma), num_noisy)
+            return self.network.video_modulation(timesteps, views)
+
+        return self._once(("modulation", views, num_clean, num_noisy, sigma), compute)
 
     def with_memory(self, video: Float[Tensor, "b g v c f h w"]) -> Float[Tensor, "b g v c frames h w"]:
         """Put the memory latents in front of future latents, or over the first frames of complete ones."""
@@ -156,7 +168,7 @@ class ControlStep:
             hidden: keep the hidden states themselves.
         """
         values, actions, states = [], [], []
-        layers = self.network.video_layers(to_tokens(video), self.pure_noise, self.text, self._rotation)
+        layers = self.network.video_layers(to_tokens(video), self.modulation(1.0), self.text, self.rotation)
         for i, x in enumerate(layers):
             state = rearrange(x, "b v l d -> b (v l) d")
             if value:
@@ -245,7 +257,8 @@ class ControlStep:
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             given = ExpertTokens(tokens=x, timestep=self._level(sigma), state_token=self.state_token)
-            return network.action.run(given, kept.action, value_features)[0]
+            condition = self._condition("action", network.action, given, sigma)
+            return network.action.run(given, kept.action, value_features, condition=condition)[0]
 
         return Decoded(actions=euler(action_noise, velocity, self.sigmas), value=value)
 
@@ -281,7 +294,7 @@ class ControlStep:
 
         def told(future: Tensor, modulation: Modulation, text: TextContext) -> Tensor:
             tokens = torch.cat((clean, future), dim=-2)
-            *_, x = self.network.video_layers(tokens, modulation, text, self._rotation)
+            *_, x = self.network.video_layers(tokens, modulation, text, self.rotation)
             return self.network.video_head(x, modulation)[..., clean.shape[-2] :, :]
 
         def velocity(future: Tensor, sigma: float) -> Tensor:
@@ -297,10 +310,21 @@ class ControlStep:
     def _value_step(
         self, x: Tensor, sigma: float, kept: Sequence[KeyValue], keep: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        return self.network.value.run(ExpertTokens(tokens=x, timestep=self._level(sigma)), kept, keep=keep)
+        given = ExpertTokens(tokens=x, timestep=self._level(sigma))
+        condition = self._condition("value", self.network.value, given, sigma)
+        return self.network.value.run(given, kept, keep=keep, condition=condition)
 
     def _value_velocity(self, kept: Sequence[KeyValue], x: Tensor, sigma: float) -> Tensor:
         return self._value_step(x, sigma, kept)[0]
+
+    def _condition(self, name: str, expert: ExpertStream, given: ExpertTokens, sigma: float) -> Condition:
+        length, num_clean = given.tokens.shape[1], int(given.state_token is not None)
+        return self._once((name, length, num_clean, sigma), lambda: expert.condition(given.timestep, length, num_clean))
+
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Known]) -> Known:
+        if key not in self._known:
+            self._known[key] = compute()
+        return cast(Known, self._known[key])
 
     def _level(self, sigma: float) -> Tensor:
         # one level serves every row: all rows are at the same step

@@ -93,6 +93,31 @@ def control_cost(
     return search + body + decode + num_steps * (_action_row(config, action) + action_level)
 
 
+def value_phase_cost(
+    config: WAVConfig, *, num_videos: int, num_values: int, num_steps: int = 10, is_cached: bool = True
+) -> int:
+    """Operations of a planning round behind its video passes: values of every sample, denoised.
+
+    Args:
+        config: sizes and geometry.
+        num_videos: candidates G.
+        num_values: value samples N of a candidate.
+        num_steps: Euler steps S.
+        is_cached: keys and values of video features are projected once per candidate, not once per sample and step.
+
+    Raises:
+        ValueError: the model has no value expert.
+
+    Source: WAV (arXiv 2604.14732); section 5.5 of the specification counts 149 T and 16.5 T for its LIBERO size.
+    """
+    if config.network.value is None:
+        raise ValueError("expected a model with a value expert; there is no value phase without one")
+    rows = num_values * num_steps
+    reads = 1 if is_cached else rows
+    reading, row = _reading(config, config.network.value), _value_row(config, config.network.value)
+    return num_videos * (reads * reading + rows * row)
+
+
 def training_cost(config: WAVConfig, objective: WAVObjective, train: tuple[str, ...]) -> int:
     """Operations of one observation's loss and gradients; what activation checkpointing repeats is not counted.
 

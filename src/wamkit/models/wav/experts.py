@@ -78,6 +78,19 @@ class ExpertTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What an expert is told beside its tokens; it follows from weights, timesteps and lengths alone.
+
+    Args:
+        modulation: of the timesteps.
+        rotation: rotary table.
+    """
+
+    modulation: Modulation
+    rotation: Rotation
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertStream:
     """One expert's modules, which hang off the network's root under the names of the published checkpoints."""
 
@@ -98,16 +111,24 @@ class ExpertStream:
         blocks, head = self.time_embed(timesteps.levels)
         return Modulation(blocks=blocks, head=head, lengths=timesteps.lengths)
 
+    def condition(self, timestep: Float[Tensor, " k"], length: int, num_clean: int = 0) -> Condition:
+        """Timesteps and positions of `length` noisy tokens behind `num_clean` clean ones."""
+        return Condition(
+            modulation=self.modulation(Timesteps.clean_then(num_clean, timestep, length)),
+            rotation=self.rotation(num_clean + length, timestep.device),
+        )
+
+    def embed(self, given: ExpertTokens) -> Float[Tensor, "r l d"]:
+        """Embedded tokens, state token first."""
+        tokens = given.tokens.to(self.proj_in.weight.dtype)
+        if given.state_token is not None:
+            tokens = torch.cat((given.state_token.to(tokens.dtype), tokens), dim=1)
+        return self.proj_in(tokens)
+
     def begin(self, given: ExpertTokens) -> tuple[Float[Tensor, "r l d"], Modulation, Rotation]:
         """Embedded tokens (state token first), their modulation and rotary table."""
-        tokens, length = given.tokens.to(self.proj_in.weight.dtype), given.tokens.shape[1]
-        if given.state_token is None:
-            timesteps = Timesteps.uniform(given.timestep, length)
-        else:
-            tokens = torch.cat((given.state_token.to(tokens.dtype), tokens), dim=1)
-            timesteps = Timesteps.clean_then(1, given.timestep, length)
-        rotation = self.rotation(tokens.shape[1], tokens.device)
-        return self.proj_in(tokens), self.modulation(timesteps), rotation
+        condition = self.condition(given.timestep, given.tokens.shape[1], int(given.state_token is not None))
+        return self.embed(given), condition.modulation, condition.rotation
 
     def rotation(self, length: int, device: torch.device | str) -> Rotation:
         """The expert's rotary table."""
@@ -135,6 +156,7 @@ class ExpertStream:
         video: Sequence[KeyValue],
         value: Sequence[KeyValue] | None = None,
         keep: bool = False,
+        condition: Condition | None = None,
     ) -> tuple[Float[Tensor, "r p c"], list[Float[Tensor, "r l d"]]]:
         """The whole stream over kept features.
 
@@ -143,14 +165,16 @@ class ExpertStream:
             video: kept keys and values of the video stream, one per layer.
             value: kept keys and values of the value stream; skipped when `None`.
             keep: return the hidden states of every layer.
+            condition: that of `given`, when it was computed before.
 
         Returns:
             Velocity, and the hidden states after each block (empty unless `keep`).
         """
-        x, modulation, rotation = self.begin(given)
-        hidden = []
+        if condition is None:
+            condition = self.condition(given.timestep, given.tokens.shape[1], int(given.state_token is not None))
+        x, hidden = self.embed(given), []
         for i, block in enumerate(self.layers):
-            x = block(x, modulation, rotation, video[i], None if value is None else value[i])
+            x = block(x, condition.modulation, condition.rotation, video[i], None if value is None else value[i])
             if keep:
                 hidden.append(x)
-        return self.head(x, modulation), hidden
+        return self.head(x, condition.modulation), hidden

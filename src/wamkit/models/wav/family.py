@@ -25,7 +25,6 @@ from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective
 from wamkit.models.wav.validation import WindowErrors, window_errors
 from wamkit.models.wav.weights import load_weights
-from wamkit.nn.modulation import Modulation
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
 
 MAX_SENTENCES = 64  # kept keys and values; at full size a sentence takes 29 MB in bf16
@@ -47,7 +46,7 @@ class WAV:
     video_codec: VideoCodec
     text_encoder: TextEncoder
     _sentences: dict[str, TextContext] = field(default_factory=dict, init=False, repr=False)
-    _pure_noise: dict[int, Modulation] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def build(
@@ -332,11 +331,7 @@ class WAV:
         token = None
         if self.config.has_state_token:
             token = torch.nn.functional.pad(state, (self.config.num_zeros_before_state, 0))[:, None]
-        views = memory.shape[1]
-        known = self._pure_noise.get(views)
-        control = WAVControl(self, memory, self.read_tasks(task), token, num_steps, max_rows, known)
-        self._pure_noise[views] = control.pure_noise
-        return control
+        return WAVControl(self, memory, self.read_tasks(task), token, num_steps, max_rows, self._known)
 
     def read_tasks(self, task: list[str]) -> TextContext:
         """Text keys and values of every row; each sentence is encoded and projected once."""
@@ -354,7 +349,7 @@ class WAV:
     def forget(self) -> None:
         """Drop what was computed from the weights; they are about to change or move."""
         self._sentences.clear()
-        self._pure_noise.clear()
+        self._known.clear()
 
     @torch.no_grad()
     def decode_future(self, latents: Float[Tensor, "b v k f y x"]) -> UInt8[Tensor, "b v t h w c"]:
@@ -374,7 +369,7 @@ class WAVControl(ControlStep):
         state_token: Tensor | None,
         num_steps: int,
         max_rows: int,
-        pure_noise: Modulation | None,
+        known: dict[tuple[Any, ...], Any],
     ):
         super().__init__(
             model.network,
@@ -385,7 +380,7 @@ class WAVControl(ControlStep):
             state_token=state_token,
             num_steps=num_steps,
             max_rows=max_rows,
-            pure_noise=pure_noise,
+            known=known,
         )
         self.model = model
 
