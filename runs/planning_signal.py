@@ -41,6 +41,7 @@ class Chosen:
 
     video: Tensor
     value: Tensor
+    features: None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,9 @@ def measure(policy: Policy, dataset: LeRobotDataset, task: str, options: argpars
         shapes = {"video": control.video_shape, "value": control.value_shape, "action": action_shape}
         noise = {key: torch.randn(count, *shape, generator=generator) for key, shape in shapes.items()}
         same = {key: item[:1].expand_as(item) for key, item in noise.items()}
-        truth = torch.from_numpy(dataset.columns(entry.index)["action"][row : row + horizon].astype(np.float32))
-        truth = policy.transforms.action.normalize(truth)
+        columns = dataset.columns(entry.index)
+        truth, state = (torch.from_numpy(columns[key].astype(np.float32)) for key in ("action", "observation.state"))
+        truth = policy.transforms.action.normalize_chunk(truth[None, row : row + horizon], state[row][None])[0]
         for name, changing in (("action noise", "action"), ("video noise", "video"), ("value noise", "value")):
             moved = decode(control, **{**same, changing: noise[changing]}, horizon=horizon)
             spreads[name].append(float(moved.var(0).mean().sqrt()))
