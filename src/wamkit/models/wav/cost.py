@@ -70,8 +70,7 @@ def control_cost(
 ) -> int:
     """Operations of one control step for one observation, with all that does not change computed once.
 
-    Sentence, modulation at pure noise and memory latents are known; the video head is not needed. Rows at one noise
-    level share its embedding.
+    Sentence, memory latents and what every noise level is told are known; the video head is not needed.
 
     Args:
         config: sizes and geometry; the model has both experts.
@@ -87,10 +86,9 @@ def control_cost(
     if value is None or action is None:
         raise ValueError("expected a model with a value and an action expert; a control step needs both")
     body, row = _video_body(config) + _reading(config, value), _value_row(config, value)
-    level, action_level = _timestep(value.dim, runs=1), _timestep(action.dim, runs=1 + config.has_state_token)
-    search = iterations * (num_videos * (body + num_steps * num_values * row) + num_steps * level)
-    decode = _reading(config, action) + _reading_values(config) + row + level
-    return search + body + decode + num_steps * (_action_row(config, action) + action_level)
+    search = iterations * num_videos * (body + num_steps * num_values * row)
+    decode = _reading(config, action) + _reading_values(config) + row
+    return search + body + decode + num_steps * _action_row(config, action)
 
 
 def value_phase_cost(
