@@ -62,6 +62,26 @@ class Values:
     """Dense: what the component channels hold."""
     image_size: int | None = None
     """Dense: pixels that images are resized to before they are compared; 0 compares them as they are."""
+    order: Literal["table", "arms"] | None = None
+    """Dense: order of the components, row by row of the reward table or arm by arm."""
+    pixel_range: float | None = None
+    """Dense: largest pixel value in the squared error."""
+    mse_rate: float | None = None
+    """Dense: factor of the squared error in the exponent."""
+    ssim_window: int | None = None
+    """Dense: side of structural similarity's window in pixels."""
+    ssim_sigma: float | None = None
+    """Dense: standard deviation of that window in pixels."""
+    likeness_weight: float | None = None
+    """Dense: weight of images and proximity, before division by the number of components."""
+    state_weight: float | None = None
+    """Dense: the same of the state's velocity and acceleration."""
+    action_weight: float | None = None
+    """Dense: the same of the action's."""
+    component_weights: tuple[float, ...] | None = None
+    """Dense: weight of each component, in their order, in place of the three above and undivided."""
+    third_person: str | None = None
+    """Dense: camera of the third-person terms; by default the first that is not an arm's."""
     failure: Literal["endless", "ends"] | None = None
     """Sparse: what follows the last row of an episode that was never solved."""
     json: bool = False
@@ -168,7 +188,7 @@ def _value_settings(options: Values, robot: Any) -> Any:
 
     chosen = DenseValueSettings if options.kind == "dense" else SparseValueSettings
     known = {item.name for item in dataclasses.fields(chosen)}
-    names = ("gamma", "horizon", "components", "image_size", "failure")
+    names = [item.name for item in dataclasses.fields(options) if item.name not in ("root", "kind", "json")]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     unused = [name for name in given if name not in known]
     if unused:

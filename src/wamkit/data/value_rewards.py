@@ -68,6 +68,10 @@ class DenseValueSettings:
         likeness_weight: weight, before division by the number of components, of images and of proximity.
         state_weight: the same of the state's velocity and acceleration.
         action_weight: the same of the action's.
+        component_weights: weight of each component in the total, in the order of the components, in place of the three
+            above and undivided; empty leaves it to them.
+        order: of the components. `table`: row by row of the reward table, left before right. `arms`: all of the left
+            arm, all of the right arm, then the third person's.
 
     Source: WAV 4.1 of the specification, with the recommended defaults of 4.2.
     """
@@ -85,6 +89,8 @@ class DenseValueSettings:
     likeness_weight: float = 1.0
     state_weight: float = -1.0
     action_weight: float = -0.1
+    component_weights: tuple[float, ...] = ()
+    order: Literal["table", "arms"] = "table"
 
     def __post_init__(self) -> None:
         _require_discount(self.gamma, self.horizon)
@@ -92,6 +98,14 @@ class DenseValueSettings:
             raise ValueError(f"dense values: expected 1 or more arms of distinct names, got {self.arms}")
         if self.components not in ("returns", "rewards"):
             raise ValueError(f"dense values: expected components 'returns' or 'rewards', got {self.components!r}")
+        if self.order not in ("table", "arms"):
+            raise ValueError(f"dense values: expected order 'table' or 'arms', got {self.order!r}")
+        names = self.component_names
+        if self.component_weights and len(self.component_weights) != len(names):
+            raise ValueError(
+                f"dense values: expected a weight for each of the {len(names)} components {list(names)}, got "
+                f"{len(self.component_weights)}"
+            )
 
     @classmethod
     def from_robot(cls, robot: RobotSpec, **overrides: Any) -> DenseValueSettings:
@@ -142,7 +156,28 @@ class DenseValueSettings:
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """Components in table order, left before right."""
+        """Components in `order`."""
+        return tuple(self._table[index] for index in self.positions)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where each component stands in the reward table."""
+        names = self._table
+        if self.order == "table":
+            return tuple(range(len(names)))
+        groups = [f"_{arm.name}" if arm.name else "" for arm in self.arms]
+        third_person = [index for index, name in enumerate(names) if name.startswith("third_person")]
+        own = [
+            index
+            for suffix in groups
+            for index, name in enumerate(names)
+            if index not in third_person and name in {f"{term}{suffix}" for term in TERMS}
+        ]
+        return (*own, *third_person)
+
+    @property
+    def _table(self) -> tuple[str, ...]:
+        """Components row by row of the reward table, left before right."""
         suffixes = [f"_{arm.name}" if arm.name else "" for arm in self.arms]
         each = {term: [""] if term.startswith("third_person") else suffixes for term in TERMS}
         return tuple(f"{term}{suffix}" for term in TERMS for suffix in each[term])
@@ -155,6 +190,8 @@ class DenseValueSettings:
     @property
     def weights(self) -> tuple[float, ...]:
         """Weight of each component in the total."""
+        if self.component_weights:
+            return self.component_weights
         names = self.component_names
         by_term = dict.fromkeys(TERMS, self.likeness_weight)
         by_term |= {"state_velocity": self.state_weight, "state_acceleration": self.state_weight}
@@ -224,6 +261,7 @@ def settings_from_dict(data: dict[str, Any]) -> ValueSettings:
             lists = ("state", "action")
             arms = [{**arm, **{key: tuple(arm[key]) for key in lists}} for arm in values["arms"]]
             values["arms"] = tuple(ArmChannels(**arm) for arm in arms)
+            values["component_weights"] = tuple(values.get("component_weights", ()))
         return chosen(**values)
     except (KeyError, TypeError) as error:
         known = [item.name for item in fields(chosen)]
@@ -260,7 +298,7 @@ def dense_rewards(
     frames: dict[str, UInt8[np.ndarray, "t h w 3"]],
     settings: DenseValueSettings,
 ) -> Float[np.ndarray, "t n"]:
-    """Reward components of every step of a successful demonstration, in table order, before weighting.
+    """Reward components of every step of a successful demonstration, in the settings' order, before weighting.
 
     Args:
         state: of the whole episode; its last row is the target.
@@ -302,7 +340,7 @@ def dense_rewards(
     for vectors in (states, actions):
         for order in (1, 2):
             columns += [np.abs(_difference(rows, order)).sum(axis=1) for rows in vectors]
-    return np.stack(columns, axis=1)
+    return np.stack([columns[index] for index in settings.positions], axis=1)
 
 
 def dense_values(
@@ -312,7 +350,7 @@ def dense_values(
     frames: dict[str, UInt8[np.ndarray, "t h w 3"]],
     settings: DenseValueSettings,
 ) -> Float[np.ndarray, "t r"]:
-    """Value targets of every step: components in table order, then the return of their weighted sum.
+    """Value targets of every step: components in the settings' order, then the return of their weighted sum.
 
     Raises:
         ValueError: as `dense_rewards`.
