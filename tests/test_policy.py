@@ -130,6 +130,11 @@ def test_a_warm_start_goes_on_from_the_previous_call() -> None:
     warm = run(policy, [0], [10])
     assert torch.equal(warm[0], cold[0]), "there is nothing to go on from in the first call"
     assert not torch.allclose(warm[1], cold[1], atol=1e-4)
+    observation = Observation(
+        video=VIDEO[[4, 8]].transpose(0, 1)[None], state=torch.from_numpy(EPISODE.state[[8]]), task=[EPISODE.task]
+    )
+    with pytest.raises(ValueError, match="knows no earlier call from which the planner's warm_start could go on"):
+        policy.predict(observation, keys=[(0, 0)])
     again = run(policy, [0], [10])  # run begins with reset, which forgets
     assert all(torch.equal(one, other) for one, other in zip(warm, again, strict=True))
 

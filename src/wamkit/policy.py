@@ -189,8 +189,7 @@ class Policy:
         """What the policy expects to follow some observations, beside which what came can be set.
 
         No slot is read or changed: the memory is what `observation.video` holds. The same frames, state, sentence and
-        key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key. A planner's
-        search always starts anew here: `warm_start` has no effect.
+        key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key.
 
         Args:
             observation: `spec.num_context` frames of every camera, the newest last; the newest frame's state, in
@@ -198,8 +197,13 @@ class Policy:
             keys: what each row's draws follow from, for instance (seed of the episode, number of the call).
 
         Raises:
-            ValueError: inputs that do not fit the spec.
+            ValueError: inputs that do not fit the spec, or a planner that would go on from an earlier call.
         """
+        if self.planner is not None and self.planner.warm_start:
+            raise ValueError(
+                "a prediction knows no earlier call from which the planner's warm_start could go on; switch it off "
+                "(--planner-warm-start False, warm_start=False)"
+            )
         if observation.video.shape[2] != self.spec.num_context or len(keys) != len(observation.video):
             raise ValueError(
                 f"expected {self.spec.num_context} frames of every camera and a key for each observation, got video of "
