@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wamkit.data.actions import ActionTransform
 from wamkit.data.synthetic import synthetic_robot
@@ -17,11 +18,14 @@ from wamkit.models.wav import objective as stages
 from wamkit.models.wav.config import CodecConfig
 from wamkit.models.wav.family import WAV
 from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.recipes.execute import encode, execute
 from wamkit.spec import PolicySpec
+from wamkit.training.log import read_metrics
 from wamkit.types import Batch
 
 from ..codecs.test_text_t5 import random_encoder, write_tokenizer
 from ..codecs.test_video_ltx import TINY, random_vae
+from ..recipes.test_augmentation import tiny_run, write_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +115,27 @@ def test_wav_trains_saves_and_acts_behind_pretrained_codecs(pretrained: Path, tm
         assert chunk.imagined.video.shape == (1, 2, 9, 64, 64, 3)
         actions.append(chunk.actions)
     torch.testing.assert_close(actions[0], actions[1], atol=1e-5, rtol=1e-5)
+
+
+def test_training_from_their_latents_draws_from_the_same_posterior(pretrained: Path, tmp_path: Path) -> None:
+    """The cache keeps mean and spread, so that noise on latents is that of training from pictures."""
+    dataset = write_dataset(tmp_path / "dataset", height=64, width=64, num=2)
+    pixels = tiny_run(dataset, tmp_path / "pixels")
+    model = dataclasses.replace(pixels.model, codec=config(pretrained).codec, image_size=64)
+    pixels = dataclasses.replace(pixels, model=model)
+    data = dataclasses.replace(pixels.data, cache=tmp_path / "cache")
+    cached = dataclasses.replace(pixels, output=tmp_path / "cached", data=data)
+    encode(cached)
+    stored = load_file(tmp_path / "cache" / "episodes" / "episode_000000.safetensors")
+    assert stored["frames"].shape == (20, 2, 2, 8, 2, 2) and (stored["frames"][:, :, 1] > 0).all()
+    losses = []
+    for run in (pixels, cached):
+        execute(run)
+        losses.append([row["loss"] for row in read_metrics(run.output / "metrics.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    moved = dataclasses.replace(model.codec, pretrained="elsewhere")  # where weights lie is no part of what they are
+    elsewhere = dataclasses.replace(cached, model=dataclasses.replace(model, codec=moved), output=tmp_path / "moved")
+    assert execute(elsewhere).steps == 6
 
 
 def test_pretrained_codecs_need_their_folder(tmp_path: Path) -> None:
