@@ -33,7 +33,7 @@ else
     step machine 60 nvidia-smi
 fi
 
-step tests 300 "$python" -m pytest -q -m gpu tests/training/test_gpu.py
+step tests 300 "$python" -m pytest -q -m gpu tests/training/test_gpu.py tests/recipes/test_gpu_recipes.py
 step control_step 300 "$python" benchmarks/control_step.py --size "$size" "${device[@]}" --iterations 0 3 \
     --repeats "$repeats" --output "$out/control_step.json"
 for stage in action_full video_only; do
