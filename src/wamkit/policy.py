@@ -192,8 +192,8 @@ class Policy:
         key give what `act(…, record=True)` gives in a slot whose seed and call number make up that key.
 
         Args:
-            observation: `spec.num_context` frames of every camera, the newest last; the newest frame's state, in
-                physical units; a sentence each.
+            observation: `spec.num_context` frames of every camera, the newest last, of the robot's size or already of
+                the model's (`seen`, imagined frames); the newest frame's state, in physical units; a sentence each.
             keys: what each row's draws follow from, for instance (seed of the episode, number of the call).
 
         Raises:
@@ -209,7 +209,7 @@ class Policy:
                 f"expected {self.spec.num_context} frames of every camera and a key for each observation, got video of "
                 f"shape {tuple(observation.video.shape)} and {len(keys)} keys"
             )
-        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task)
+        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task, fitted=True)
         device = self._device()
         memory = self.model.encode_frames(self.seen(observation.video.to(device)))
         control = self._open(memory, observation.state, observation.task)
@@ -273,12 +273,13 @@ class Policy:
             raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
         self._check_inputs(video, state, task)
 
-    def _check_inputs(self, video: Tensor, state: Tensor, task: Sequence[str]) -> None:
-        """Refuse frames `b v h w c` and states that do not fit the spec; frames may have the model's size already."""
+    def _check_inputs(self, video: Tensor, state: Tensor, task: Sequence[str], *, fitted: bool = False) -> None:
+        """Refuse frames `b v h w c` and states that do not fit the spec; `fitted` frames may have the model's size."""
         robot = self.spec.robot
         camera = robot.cameras[0]
         wanted = (len(task), len(robot.cameras), camera.height, camera.width, 3)
-        if tuple(video.shape) not in (wanted, (*wanted[:2], *(self.spec.image_size or wanted[2:4]), 3)):
+        size = self.spec.image_size if fitted else None
+        if tuple(video.shape) not in (wanted, (*wanted[:2], *(size or wanted[2:4]), 3)):
             raise ValueError(
                 f"expected video of shape (robots, cameras, height, width, 3) = {wanted} "
                 f"(cameras {', '.join(robot.camera_names)}), got {tuple(video.shape)}"
