@@ -2,9 +2,11 @@
 
     python benchmarks/planner.py --output results/planner/results.json
 
-WAV `small` with random weights on the CPU, one robot; G = 30 imagined videos, N = 5 values each, S = 10 steps, K = 3
-rounds. Both sides get the same weights, draws and planner, and must choose the same elites. They run in turn, and the
-fastest of several repetitions counts. The uncached side is plain PyTorch (`uncached.py`). Prints `ratio NAME VALUE`:
+Random weights on the CPU, one robot; G = 30 imagined videos, N = 5 values each, S = 10 steps, K = 3 rounds. Sizes:
+`small`; `small` with the published four memory frames; and `quarter`, the published LIBERO geometry at a quarter of
+its widths and two of its layers, since what is saved depends on how much video there is to read. Both sides get the same weights, draws and planner, and must choose the same elites. They run in turn, and the
+fastest of several repetitions counts. The uncached side is plain PyTorch (`uncached.py`). Prints `ratio NAME VALUE`,
+the sizes after the first with their names behind:
 
 - `value_phase`, `control_step`: seconds of the uncached side over seconds of the library's;
 - `value_phase_operations`: matrix operations of the same, which is what the sizes allow at an equal matrix rate;
@@ -37,7 +39,7 @@ from uncached import UncachedControl
 from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
 from wamkit.draws import SeededDraws
-from wamkit.models.wav.config import WAVConfig, small
+from wamkit.models.wav.config import CodecConfig, ExpertConfig, NetworkConfig, WAVConfig, small
 from wamkit.models.wav.cost import value_phase_cost
 from wamkit.models.wav.family import WAV
 from wamkit.planning.cem import Plan, plan
@@ -46,10 +48,24 @@ from wamkit.planning.config import PlannerConfig
 SENTENCE, NUM_STEPS = "open the drawer", 10
 
 
+def quarter() -> WAVConfig:
+    """`libero` in its published proportions: 768 video tokens, all widths a quarter, two layers, fitted codecs."""
+    network = NetworkConfig(
+        latent_channels=32,
+        num_layers=2,
+        num_heads=8,
+        text_width=64,
+        value=ExpertConfig(channels=10, num_heads=4, rope_base=57.0),
+        action=ExpertConfig(channels=15, num_heads=4, rope_base=54.0),
+    )
+    return WAVConfig(network=network, codec=CodecConfig(video="patch", text="hash"), name="quarter")
+
+
 def build(config: WAVConfig) -> WAV:
     """A model with random weights behind a codec fitted on noise."""
     torch.manual_seed(0)
-    codec = PatchCodecConfig(patch=config.codec.spatial, temporal=config.codec.temporal, channels=32)
+    channels = config.network.latent_channels
+    codec = PatchCodecConfig(patch=config.codec.spatial, temporal=config.codec.temporal, channels=channels)
     clips = torch.randint(0, 256, (16, config.num_future, 64, 64, 3), dtype=torch.uint8)
     video = PatchCodec.fit(clips.flatten(0, 1), clips, config=codec, generator=torch.Generator().manual_seed(0))
     model = WAV.build(config, video, HashedTextEncoder(width=64, length=config.codec.text_length))
@@ -197,7 +213,7 @@ def main() -> None:
     planner = PlannerConfig(
         iterations=options.iterations, num_videos=options.candidates, num_values=options.value_samples
     )
-    sizes = {"small": small(), "small with 4 memory frames": small(num_context=4)}
+    sizes = {"small": small(), "small_4_memory_frames": small(num_context=4), "quarter": quarter()}
     results: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "torch": torch.__version__,
@@ -209,7 +225,7 @@ def main() -> None:
     peaks = results["memory"]
     peaks["ratio"] = peaks["g120_bytes"] / max(peaks["g30_bytes"], 1)
     for name, size in results["sizes"].items():
-        suffix = "" if name == "small" else "_4_memory_frames"
+        suffix = name.removeprefix("small") if name.startswith("small") else f"_{name}"
         for ratio in ("value_phase", "control_step", "value_phase_operations"):
             print(f"ratio {ratio}{suffix} {size[ratio]:.2f}")
         print(f"  seconds of {name}: {json.dumps(size['seconds'])}")
