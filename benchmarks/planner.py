@@ -4,8 +4,9 @@
 
 Random weights on the CPU, one robot; G = 30 imagined videos, N = 5 values each, S = 10 steps, K = 3 rounds. Sizes:
 `small`; `small` with the published four memory frames; and `quarter`, the published LIBERO geometry at a quarter of
-its widths and two of its layers, since what is saved depends on how much video there is to read. Both sides get the same weights, draws and planner, and must choose the same elites. They run in turn, and the
-fastest of several repetitions counts. The uncached side is plain PyTorch (`uncached.py`). Prints `ratio NAME VALUE`,
+its widths and two of its layers, since what is saved depends on how much video there is to read. Both sides get the
+same weights, draws and planner, and must choose the same elites. They run in turn, and the fastest of several
+repetitions counts. The uncached side is plain PyTorch (`uncached.py`). Prints `ratio NAME VALUE`,
 the sizes after the first with their names behind:
 
 - `value_phase`, `control_step`: seconds of the uncached side over seconds of the library's;

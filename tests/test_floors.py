@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "draws", "types", "atomic", "progress", "trace", "weight_files"),
+    ("spec", "episode", "draws", "types", "atomic", "lock", "progress", "trace", "versions", "weight_files"),
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),

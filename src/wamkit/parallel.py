@@ -92,7 +92,9 @@ def from_rank_zero(make: Callable[[], T]) -> T:
             outcome[0] = make()
         except Exception as error:
             # Not the exception itself: some cannot be sent to another process.
-            kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), RuntimeError)
+            kind = next(
+                (kind for kind in (BlockingIOError, ValueError, OSError) if isinstance(error, kind)), RuntimeError
+            )
             dist.broadcast_object_list([None, (kind, str(error))], src=0)
             raise
     dist.broadcast_object_list(outcome, src=0)

@@ -5,8 +5,6 @@ import pytest
 
 from wamkit.data.windows import (
     WindowConfig,
-    draw_end,
-    end_of_current,
     num_windows,
     select_rows,
     window_ends,
@@ -74,7 +72,7 @@ def test_memory_is_made_up_with_the_first_row_when_the_stretch_is_short():
 
 def test_action_offset_zero_pairs_the_observation_with_its_action():
     config = WindowConfig(context=2, chunk=3, action_horizon=6, sample_n_frames=20, action_offset=0)
-    rows = select_rows(40, end_of_current(10, config), config, np.random.default_rng(0))
+    rows = select_rows(40, 10 + config.action_horizon + 1, config, np.random.default_rng(0))
     np.testing.assert_array_equal(rows.action, np.arange(10, 16))
     np.testing.assert_array_equal(rows.future, [12, 14, 16])
     assert rows.context[-1] == 10
@@ -94,7 +92,7 @@ def test_random_memory_is_distinct_and_covers_every_candidate():
 def test_spaced_memory_is_the_closed_loops():
     config = WindowConfig(context=4, chunk=3, action_horizon=6, pick="spaced", spacing=5)
     for current, expected in [(0, [0, 0, 0, 0]), (5, [0, 0, 0, 5]), (12, [0, 2, 7, 12]), (17, [2, 7, 12, 17])]:
-        rows = select_rows(40, end_of_current(current, config), config, np.random.default_rng(0))
+        rows = select_rows(40, current + config.action_horizon + 1, config, np.random.default_rng(0))
         np.testing.assert_array_equal(rows.context, expected)
 
 
@@ -114,16 +112,6 @@ def test_reference_windows_are_the_published_range():
     config = WindowConfig(first_row=1)
     assert list(window_ends(3, config)) == [36, 37, 38, 39]
     assert num_windows(1, config) == 0
-    with pytest.raises(ValueError, match="2 or more rows"):
-        draw_end(1, config, np.random.default_rng(0))
-
-
-def test_draw_end_is_uniform():
-    config = WindowConfig(context=2, chunk=3, action_horizon=6)
-    rng = np.random.default_rng(0)
-    drawn = np.array([draw_end(6, config, rng) for _ in range(1000)])
-    assert set(drawn) == set(window_ends(6, config))
-    assert np.bincount(drawn)[list(window_ends(6, config))].min() > 140  # expectation 200 each
 
 
 @pytest.mark.parametrize(

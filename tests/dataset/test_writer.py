@@ -257,7 +257,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 
 
 def test_two_writers_at_once_are_refused(tmp_path):
-    with LeRobotWriter(tmp_path, ROBOT), pytest.raises(BlockingIOError, match="something else is writing"):
+    with LeRobotWriter(tmp_path, ROBOT), pytest.raises(BlockingIOError, match="another process is writing"):
         LeRobotWriter(tmp_path, ROBOT)
     LeRobotWriter(tmp_path, ROBOT).close()
 

@@ -81,7 +81,7 @@ def test_an_evaluation_leaves_results_records_films_and_traces(finished: Path) -
             assert (stream.width, stream.height) == (2 * 192 + 4, 192)
             assert sum(1 for _ in film.decode(stream)) > len(trace)
     names = {path.name for path in finished.iterdir()}
-    assert names == {"run.json", "episodes.jsonl", "results.json", "episodes"}
+    assert names == {"run.json", "episodes.jsonl", "results.json", "episodes", ".lock"}
 
 
 def test_a_killed_evaluation_resumes_to_the_same_results(finished: Path, run_evaluation: Any, tmp_path: Path) -> None:
@@ -94,6 +94,8 @@ def test_a_killed_evaluation_resumes_to_the_same_results(finished: Path, run_eva
         assert process.poll() is None, "the evaluation ended before it was killed"
         assert time.monotonic() < limit
         time.sleep(0.02)
+    with pytest.raises(BlockingIOError, match="another process is evaluating into"):
+        run_evaluation(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = log.path.read_text()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from wamkit.training.interrupt import only_run_in, stop_on_signals
+from wamkit.training.interrupt import stop_on_signals
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +40,3 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [(None, True)]
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from wamkit.training.interrupt import only_run_in\n"
-        "with only_run_in(Path(sys.argv[1])): print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    result = subprocess.run([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert (result.stdout, result.returncode) == ("held\n", -signal.SIGKILL)
-    with only_run_in(tmp_path):
-        pass

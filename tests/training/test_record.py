@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import wamkit
-from wamkit.training.record import package_versions, source_commit, training_record
+from wamkit.training.record import source_commit, training_record
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -44,7 +44,7 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_versions_name_what_changes_numbers() -> None:
-    versions = package_versions()
+    versions = training_record(recipe={}, seed=0)["versions"]
     assert versions["torch"] == torch.__version__ and versions["numpy"] == numpy.__version__
     assert versions["wamkit"] == wamkit.__version__ and versions["python"].startswith("3.")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 import wamkit
 from wamkit.checkpoint import read_policy
 from wamkit.draws import TrainingDraws
-from wamkit.training.interrupt import only_run_in
+from wamkit.lock import FolderLock
 from wamkit.training.log import read_metrics
 from wamkit.training.trainer import TrainingDiverged, step_draws, train
 from wamkit.types import Batch
@@ -366,7 +366,7 @@ def test_leftovers_of_a_killed_save_are_cleaned_up(tmp_path: Path, straight: dic
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    with only_run_in(tmp_path), pytest.raises(ValueError, match="another process is training"):
+    with FolderLock(tmp_path), pytest.raises(BlockingIOError, match="another process is training"):
         run(tmp_path)
     run(tmp_path)
 

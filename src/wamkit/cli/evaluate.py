@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from wamkit.cli.policy import PolicyOptions
+from wamkit.versions import SIMULATORS, installed_versions
 
 if TYPE_CHECKING:
     from wamkit.evaluation.protocol import Protocol
     from wamkit.evaluation.results import Results, TaskScore
     from wamkit.spec import RobotSpec
-
-SIMULATORS = ("metaworld", "mujoco", "robosuite", "hf-libero")
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +87,10 @@ def run(options: Options) -> int:
     options.running.check()
 
     from wamkit.checkpoint import read_policy
-    from wamkit.evaluation.closed_loop import evaluate, package_versions
+    from wamkit.evaluation.closed_loop import evaluate
 
     policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
-    warn_about_versions(read_policy(options.policy).training.get("versions", {}), package_versions())
+    warn_about_versions(read_policy(options.policy).training.get("versions", {}), installed_versions(SIMULATORS))
     results = evaluate(
         policy,
         protocol,

@@ -7,9 +7,7 @@ number of successes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.cli.evaluate import SIMULATORS
 from wamkit.envs import choices_error, suite_factory, suite_tasks
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
 from wamkit.envs.gl import choose_backend
 from wamkit.progress import ProgressBar
+from wamkit.versions import SIMULATORS, installed_versions
 
 if TYPE_CHECKING:
     from wamkit.data.record import Attempt, RecordingPlan, TaskProgress
@@ -165,10 +163,7 @@ def _require_same_settings(wanted: dict[str, Any], stored: dict[str, Any], outpu
 
 def _note_simulator(writer: LeRobotWriter, output: Path) -> None:
     """Store which simulator packages record and what renders; a dataset recorded with several names each once."""
-    here = {"gl_backend": choose_backend()}
-    for package in SIMULATORS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            here[package] = importlib.metadata.version(package)
+    here = {"gl_backend": choose_backend(), **installed_versions(SIMULATORS)}
     earlier = writer.notes.get(_SIMULATORS, [])
     if here in earlier:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
-from wamkit.data.atomic import lock_folder, write_atomically, write_json_atomically
+from wamkit.data.atomic import write_atomically, write_json_atomically
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
+from wamkit.lock import FolderLock
 
 
 def write_column(
@@ -43,9 +43,8 @@ def write_column(
     """
     root = Path(root)
     feature = {"dtype": "float32", "shape": [len(channels)], "names": list(channels)}
-    LeRobotDataset(root)  # a folder that is no dataset has a better message here than in the lock
-    lock = lock_folder(root)
-    try:
+    LeRobotDataset(root)  # a folder that is no dataset gets no lock file
+    with FolderLock(root):
         dataset = LeRobotDataset(root)
         own = dataset.wamkit
         if name in dataset.features and name not in own.get("columns", []):
@@ -68,8 +67,6 @@ def write_column(
             words.WAMKIT: kept | {"columns": [*columns, name], name: settings},
         }
         write_json_atomically(root / words.INFO, dataset.info | declared)
-    finally:
-        os.close(lock)
 
 
 def _checked(values: np.ndarray, length: int, width: int, name: str, episode: int) -> np.ndarray:

@@ -1,31 +1,12 @@
-"""A dataset's folder while it is written: one writer at a time, whole files only, leftovers of a kill removed."""
+"""A dataset's folder while it is written: whole files only, leftovers of a kill removed."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from wamkit.atomic import atomic_file
-
-
-def lock_folder(root: Path) -> int:
-    """Lock a folder against other writers; closing the returned file handle unlocks it.
-
-    The lock is on the folder itself and the kernel drops it with the process, so a killed writer leaves nothing behind.
-
-    Raises:
-        BlockingIOError: another writer holds the lock.
-    """
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(f"{root}: something else is writing into this folder; wait for it or stop it") from None
-    return handle
 
 
 def remove_partial_files(root: Path) -> list[Path]:

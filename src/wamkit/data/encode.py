@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from wamkit.data.encoded import FORMAT, MANIFEST, TEXT, CachePurpose, codecs_dig
 from wamkit.data.images import fit_images
 from wamkit.data.source import EpisodeEntry, EpisodeSource
 from wamkit.data.windows import WindowConfig, current_rows, future_rows
+from wamkit.lock import FolderLock
 from wamkit.parallel import from_rank_zero, gathered, rank, world_size
 from wamkit.weight_files import write_json
 
@@ -69,6 +71,7 @@ def encode_dataset(
 
     Raises:
         ValueError: the folder holds a cache made for something else.
+        BlockingIOError: another process encodes into the folder.
         OSError: not enough room, said before anything is encoded; or writing failed.
     """
     folder, entries = Path(folder), list(dataset.episodes)
@@ -84,19 +87,21 @@ def encode_dataset(
         "sentences": sentences,
         "num_bytes": num_bytes,
     }
-    from_rank_zero(lambda: _begin(folder, purpose, manifest, num_bytes, text_encoder))
-    todo = [entry for entry in entries if not episode_path(folder, entry.index).is_file()]
-    gathered(len(todo))  # nobody writes before all have looked
-    own = todo[rank() :: world_size()]
-    for done, entry in enumerate(own):
-        frames = _frames(dataset, entry, purpose)
-        tensors = _encode_episode(frames, entry.length, windows, video_codec, torch.device(device), batch_size)
-        with atomic_file(episode_path(folder, entry.index)) as partial:
-            save_file({name: tensor.to(getattr(torch, purpose.dtype)) for name, tensor in tensors.items()}, partial)
-        if progress is not None:
-            progress(done + 1, len(own))
-    gathered(len(own))
-    from_rank_zero(lambda: _write_manifest(folder, {**manifest, "complete": True}))
+    with ExitStack() as stack:
+        from_rank_zero(lambda: stack.enter_context(FolderLock(folder, doing="encoding into")))
+        from_rank_zero(lambda: _begin(folder, purpose, manifest, num_bytes, text_encoder))
+        todo = [entry for entry in entries if not episode_path(folder, entry.index).is_file()]
+        gathered(len(todo))  # nobody writes before all have looked
+        own = todo[rank() :: world_size()]
+        for done, entry in enumerate(own):
+            frames = _frames(dataset, entry, purpose)
+            tensors = _encode_episode(frames, entry.length, windows, video_codec, torch.device(device), batch_size)
+            with atomic_file(episode_path(folder, entry.index)) as partial:
+                save_file({name: tensor.to(getattr(torch, purpose.dtype)) for name, tensor in tensors.items()}, partial)
+            if progress is not None:
+                progress(done + 1, len(own))
+        gathered(len(own))
+        from_rank_zero(lambda: _write_manifest(folder, {**manifest, "complete": True}))
     return EncodingReport(folder=folder, episodes=len(entries), encoded=len(todo), num_bytes=num_bytes)
 
 

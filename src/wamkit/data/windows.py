@@ -118,23 +118,6 @@ def num_windows(length: int, config: WindowConfig) -> int:
     return len(window_ends(length, config))
 
 
-def draw_end(length: int, config: WindowConfig, rng: np.random.Generator) -> int:
-    """An `end` drawn uniformly from `window_ends`.
-
-    Raises:
-        ValueError: the episode is too short for any window.
-    """
-    ends = window_ends(length, config)
-    if not ends:
-        raise ValueError(f"expected an episode of 2 or more rows to draw a window from, got {length}")
-    return ends[int(rng.integers(len(ends)))]
-
-
-def end_of_current(current: int, config: WindowConfig) -> int:
-    """The `end` of the window whose current row is `current`."""
-    return current + config.action_horizon + 1
-
-
 def select_rows(length: int, end: int, config: WindowConfig, rng: np.random.Generator) -> WindowRows:
     """Rows of the window that ends before row `end`; its current row is `end - A - 1`.
 

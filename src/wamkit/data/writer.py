@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
-from wamkit.data.atomic import lock_folder, remove_partial_files, write_atomically, write_json_atomically
+from wamkit.data.atomic import remove_partial_files, write_atomically, write_json_atomically
 from wamkit.data.episode_stats import (
     STATISTICS,
     Stats,
@@ -32,6 +31,7 @@ from wamkit.data.episode_stats import (
 from wamkit.data.layout import DatasetError, LayoutV3, read_info, read_tasks
 from wamkit.data.video import VideoSettings, encode_video
 from wamkit.episode import Episode
+from wamkit.lock import LOCK_FILE, FolderLock
 from wamkit.spec import RobotSpec, SpecMismatch, require_match
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,9 @@ class LeRobotWriter:
         if rate != int(rate):
             raise ValueError(f"expected a whole number of frames per second (LeRobot stores an integer), got {rate}")
         self._fps = int(rate)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = lock_folder(self.root)
+        self._require_own_folder()
+        self._lock = FolderLock(self.root)
+        self._lock.take()
         try:
             removed = remove_partial_files(self.root)
             if (self.root / words.INFO).is_file():
@@ -167,9 +168,7 @@ class LeRobotWriter:
 
     def close(self) -> None:
         """Give the folder free for other writers; complete episodes stay."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -183,12 +182,17 @@ class LeRobotWriter:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def _create(self, video: VideoSettings) -> None:
-        others = sorted(entry.name for entry in self.root.iterdir() if entry.name != "meta")
+    def _require_own_folder(self) -> None:
+        """Refuse a folder that holds something else, before anything is written or removed there."""
+        if not self.root.is_dir() or (self.root / words.INFO).is_file():
+            return
+        others = sorted(entry.name for entry in self.root.iterdir() if entry.name not in ("meta", LOCK_FILE))
         if others:
             raise FileExistsError(
                 f"expected an empty folder or a dataset at {self.root}, found {others[:8]}; choose another folder"
             )
+
+    def _create(self, video: VideoSettings) -> None:
         self._video = video
         self._tasks: list[str] = []
         self._table: pa.Table | None = None

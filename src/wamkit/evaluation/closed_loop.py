@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 
-import wamkit
 from wamkit.atomic import atomic_folder
 from wamkit.envs.base import EpisodeRequest, SimulatorFactory
 from wamkit.envs.gl import choose_backend
@@ -27,6 +25,7 @@ from wamkit.evaluation.media import encode_rollout
 from wamkit.evaluation.protocol import Protocol
 from wamkit.evaluation.results import (
     EPISODES_FILE,
+    PACKAGES,
     RECORDED_FOLDER,
     RESULTS_FILE,
     RUN_FILE,
@@ -42,12 +41,13 @@ from wamkit.evaluation.results import (
     total_wall_seconds,
     write_json,
 )
+from wamkit.lock import FolderLock
 from wamkit.progress import ProgressBar
 from wamkit.rollout import EpisodeOutcome, rollout
 from wamkit.types import ActingPolicy
+from wamkit.versions import software_versions
 
 MAX_FILM_FPS = 30
-_PACKAGES = ("torch", "numpy", "metaworld", "hf-libero", "robosuite", "mujoco", "gymnasium")
 
 
 def evaluate(
@@ -94,6 +94,7 @@ def evaluate(
     Raises:
         SpecMismatch: policy and environment differ; before the first step.
         ValueError: unknown task, or `out` is a file or the folder of another policy, planner or protocol.
+        BlockingIOError: another process evaluates into `out`.
         RuntimeError: simulators fail one after the other.
         OSError: the disk is full; finished episodes are kept.
     """
@@ -102,68 +103,74 @@ def evaluate(
     horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    log = EpisodeLog(out)
     run = _describe_run(protocol, horizon, identity)
     if resume:
         _require_same_run(out, run)
-    records = log.read() if resume else {}
-    missing = [request for request in requests if not _is_finished(records, request)]
-    if missing:
-        session = 1 + max((record.session for record in records.values()), default=-1)
-        begun = time.perf_counter()
-        num_workers = min(workers or os.cpu_count() or 1, len(missing))
-        wanted = _first_of_each_task(requests, record_episodes)
-        finished = [records[_key(request)] for request in requests if request not in missing]
-        with (
-            WorkerPool(factory, num_workers=num_workers) as pool,
-            _Tally(protocol.title, len(requests), finished, is_visible=progress) as tally,
-        ):
-            roll = functools.partial(
-                rollout,
-                policy,
-                pool,
-                max_steps=protocol.max_steps,
-                execution_horizon=horizon,
-                retries=retries,
-                num_groups=min(num_groups, num_workers),
-            )
-            chosen = [index for index, request in enumerate(missing) if _key(request) in wanted]
-            outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
-            # Policy and environment fit each other: from here on the folder is this evaluation's.
-            if not resume:
-                _remove_evaluation(out)
-            _claim_folder(out, run, _machine(num_workers))
-            for outcome in outcomes:
-                folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
-                record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
-                log.append(record)
-                records[record.key] = record
-                tally.add(record)
-            # Where all recorded episodes ended alike, an example of the other end is repeated and recorded.
-            examples = _examples([records[_key(request)] for request in requests])
-            for outcome in roll(examples, record=range(len(examples))):
-                record = records[_key(outcome.request)]
-                if (outcome.success, outcome.steps) == (record.success, record.steps):
+    log, lock = EpisodeLog(out), FolderLock(out, doing="evaluating into")
+    try:
+        if out.is_dir():
+            lock.take()
+        records = log.read() if resume else {}
+        missing = [request for request in requests if not _is_finished(records, request)]
+        if missing:
+            session = 1 + max((record.session for record in records.values()), default=-1)
+            begun = time.perf_counter()
+            num_workers = min(workers or os.cpu_count() or 1, len(missing))
+            wanted = _first_of_each_task(requests, record_episodes)
+            finished = [records[_key(request)] for request in requests if request not in missing]
+            with (
+                WorkerPool(factory, num_workers=num_workers) as pool,
+                _Tally(protocol.title, len(requests), finished, is_visible=progress) as tally,
+            ):
+                roll = functools.partial(
+                    rollout,
+                    policy,
+                    pool,
+                    max_steps=protocol.max_steps,
+                    execution_horizon=horizon,
+                    retries=retries,
+                    num_groups=min(num_groups, num_workers),
+                )
+                chosen = [index for index, request in enumerate(missing) if _key(request) in wanted]
+                outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
+                # Policy and environment fit each other: from here on the folder is this evaluation's.
+                if not resume:
+                    _remove_evaluation(out)
+                lock.take()
+                _claim_folder(out, run, _machine(num_workers))
+                for outcome in outcomes:
                     folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
-                    log.append(dataclasses.replace(record, folder=folder))
-    asked = [records[_key(request)] for request in requests]
-    names = dict.fromkeys(record.task for record in asked)
-    results = Results(
-        protocol=protocol.title,
-        protocol_settings=dataclasses.asdict(protocol),
-        execution_horizon=horizon,
-        policy=identity,
-        robot=policy.spec.robot.name,
-        tasks={task: score_episodes([record for record in asked if record.task == task]) for task in names},
-        overall=score_episodes(asked),
-        latency=measure_latency(asked),
-        wall_seconds=total_wall_seconds(records.values()),
-        versions=run["versions"],
-        gl_backend=run["gl_backend"],
-        machine=json.loads((out / RUN_FILE).read_text())["machine"],
-    )
-    results.save(out)
-    return results
+                    record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
+                    log.append(record)
+                    records[record.key] = record
+                    tally.add(record)
+                # Where all recorded episodes ended alike, an example of the other end is repeated and recorded.
+                examples = _examples([records[_key(request)] for request in requests])
+                for outcome in roll(examples, record=range(len(examples))):
+                    record = records[_key(outcome.request)]
+                    if (outcome.success, outcome.steps) == (record.success, record.steps):
+                        folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
+                        log.append(dataclasses.replace(record, folder=folder))
+        asked = [records[_key(request)] for request in requests]
+        names = dict.fromkeys(record.task for record in asked)
+        results = Results(
+            protocol=protocol.title,
+            protocol_settings=dataclasses.asdict(protocol),
+            execution_horizon=horizon,
+            policy=identity,
+            robot=policy.spec.robot.name,
+            tasks={task: score_episodes([record for record in asked if record.task == task]) for task in names},
+            overall=score_episodes(asked),
+            latency=measure_latency(asked),
+            wall_seconds=total_wall_seconds(records.values()),
+            versions=run["versions"],
+            gl_backend=run["gl_backend"],
+            machine=json.loads((out / RUN_FILE).read_text())["machine"],
+        )
+        results.save(out)
+        return results
+    finally:
+        lock.release()
 
 
 class _Tally:
@@ -210,7 +217,7 @@ def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) ->
         "fingerprint": identity.fingerprint,
         "planner": identity.planner,
         "details": identity.details,
-        "versions": package_versions(),
+        "versions": software_versions(PACKAGES),
         "gl_backend": choose_backend(),
     }
     read_back: dict[str, Any] = json.loads(json.dumps(run))
@@ -327,17 +334,6 @@ def _write_recording(out: Path, outcome: EpisodeOutcome, control_hz: float) -> s
         (folder / VIDEO_FILE).write_bytes(film)
         outcome.trace.save(folder / TRACE_FILE)
     return name
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of wamkit, Python and whatever of torch, numpy and the simulators is installed."""
-    found = {"wamkit": wamkit.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _machine(num_workers: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from wamkit.atomic import atomic_folder
 from wamkit.data.source import EpisodeEntry, EpisodeSource
-from wamkit.evaluation.closed_loop import package_versions
 from wamkit.evaluation.open_loop_calls import Answer, Call, Caller, assemble, read_episode
 from wamkit.evaluation.open_loop_errors import Errors, measure
 from wamkit.evaluation.open_loop_films import FilmCutter
@@ -31,10 +30,11 @@ from wamkit.evaluation.open_loop_results import (
     prediction_path,
     video_path,
 )
-from wamkit.evaluation.results import PolicyIdentity
+from wamkit.evaluation.results import PACKAGES, PolicyIdentity
 from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
 from wamkit.spec import SpecMismatch, require_match
+from wamkit.versions import software_versions
 
 
 def open_loop(
@@ -127,7 +127,7 @@ def open_loop(
         ),
         total=_measure(policy, list(predictions.values())),
         wall_seconds=round(seconds, 4),
-        versions=package_versions(),
+        versions=software_versions(PACKAGES),
     )
     with atomic_folder(out) as folder:
         for (index, seed), prediction in predictions.items():

@@ -21,10 +21,13 @@ from typing import Any, TypeVar
 
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.statistics import quantile, wilson_interval
+from wamkit.versions import SIMULATORS
 
 FORMAT = "wamkit-results/1"
 EPISODES_FILE, RESULTS_FILE, RUN_FILE, RECORDED_FOLDER = "episodes.jsonl", "results.json", "run.json", "episodes"
 VIDEO_FILE, TRACE_FILE = "rollout.mp4", "trace.npz"
+PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS)
+"""What decides how an evaluation ends."""
 EpisodeKey = tuple[str, int, int, int]
 
 logger = logging.getLogger(__name__)

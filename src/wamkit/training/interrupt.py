@@ -1,14 +1,12 @@
-"""Stopping politely: signals become a request that the trainer answers after the current step; one run per folder."""
+"""Stopping politely: signals become a request that the trainer answers after the current step."""
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 
@@ -47,21 +45,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
-
-
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the lock ends with the process, however it dies.
-
-    Raises:
-        ValueError: another process trains in this folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"another process is training in {folder}; wait for it, stop it, or choose another folder"
-            ) from error
-        yield

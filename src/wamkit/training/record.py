@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import wamkit
+from wamkit.versions import SIMULATORS, software_versions
 
-_PACKAGES = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "transformers",
-    "diffusers",
-    "av",
-    "pyarrow",
-    "gymnasium",
-    "mujoco",
-    "metaworld",
-)
+_PACKAGES = ("torch", "numpy", "safetensors", "transformers", "diffusers", "av", "pyarrow", "gymnasium", *SIMULATORS)
 
 
 def training_record(*, recipe: Mapping[str, Any], seed: int, data_fingerprint: str | None = None) -> dict[str, Any]:
@@ -38,19 +26,8 @@ def training_record(*, recipe: Mapping[str, Any], seed: int, data_fingerprint: s
         "seed": seed,
         "data_fingerprint": data_fingerprint,
         "commit": source_commit(Path(wamkit.__file__).parent),
-        "versions": package_versions(),
+        "versions": software_versions(_PACKAGES),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python, wamkit and those of its dependencies that are installed and change numbers or pixels."""
-    versions = {"python": platform.python_version(), "wamkit": wamkit.__version__}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def source_commit(folder: Path) -> str | None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wamkit.draws import TrainingDraws, seeded
+from wamkit.lock import FolderLock
 from wamkit.parallel import (
     any_process,
     from_rank_zero,
@@ -34,7 +35,7 @@ from wamkit.parallel import (
     world_size,
 )
 from wamkit.progress import ProgressBar
-from wamkit.training.interrupt import StopRequest, only_run_in, stop_on_signals
+from wamkit.training.interrupt import StopRequest, stop_on_signals
 from wamkit.training.log import MetricsLog
 from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource, prefetched
@@ -162,7 +163,7 @@ def train(
     with process_group(device, alone=precision != "fp32"), ExitStack() as stack:
         for stage in stages:
             rows_of_this_process(stage.batch_size)
-        from_rank_zero(lambda: stack.enter_context(only_run_in(folder)))
+        from_rank_zero(lambda: stack.enter_context(FolderLock(folder, doing="training in")))
         store = CheckpointStore(folder / "checkpoints", keep)
         latest = store.latest()
         if latest is not None:
