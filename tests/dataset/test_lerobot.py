@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from wamkit.data.added_columns import write_column
 from wamkit.data.inspect import inspect
 from wamkit.data.layout import read_tasks
 from wamkit.data.lerobot import DatasetError, LeRobotDataset, VideoError
@@ -255,6 +256,50 @@ def test_fingerprint_notices_other_numbers(write_dataset):
     before = LeRobotDataset(root).fingerprint()
     edit_episodes(root, lambda row: row.update({"stats/action/mean": [0.0, 0.0, row["episode_index"] * 1.0]}))
     assert LeRobotDataset(root).fingerprint() != before
+
+
+def ten_times_the_actions(root: Path) -> None:
+    table = pq.read_table(root / DATA.format(1))
+    place, field = table.schema.get_field_index("action"), table.schema.field("action")
+    actions = pa.array([[10 * number for number in row] for row in table["action"].to_pylist()], field.type)
+    pq.write_table(table.set_column(place, field, actions), root / DATA.format(1))
+
+
+def pictures_of_another_camera(root: Path) -> None:
+    shutil.copy(root / VIDEO.format("front", 1), root / VIDEO.format("wrist", 1))
+
+
+def another_column(root: Path) -> None:
+    table = pq.read_table(root / DATA.format(1))
+    pq.write_table(table.append_column("value", pa.array(range(len(table)), pa.float32())), root / DATA.format(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "is_noticed"),
+    [
+        (ten_times_the_actions, True),
+        (pictures_of_another_camera, True),
+        (another_column, False),
+        (lambda root: None, False),
+    ],
+)
+def test_fingerprint_notices_other_files_but_neither_copies_nor_undeclared_columns(
+    write_dataset, tmp_path, change, is_noticed
+):
+    root, _ = write_dataset(2)
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    change(copy)
+    assert (LeRobotDataset(copy).fingerprint() != LeRobotDataset(root).fingerprint()) is is_noticed
+
+
+def test_the_numbers_of_an_added_column_are_known_by_its_settings_alone(write_dataset):
+    prints = []
+    for name, scale in (("a", 1), ("b", 7)):
+        root, episodes = write_dataset(2, name=name)
+        values = [scale * np.arange(len(episode)) for episode in episodes]
+        write_column(root, "value", values.__getitem__, channels=("v",), settings={"gamma": 0.9})
+        prints.append(LeRobotDataset(root).fingerprint())
+    assert prints[0] == prints[1]
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.data import features as words
+from wamkit.data.episode_stats import column_stats
 from wamkit.data.findings import Finding, Kind, Report, Severity, TaskSummary
 from wamkit.data.layout import DatasetError, read_tasks
 from wamkit.data.lerobot import LeRobotDataset
@@ -28,6 +29,7 @@ from wamkit.data.video import VideoError, VideoReader
 _BLANK_STD = 1.0
 _TIME_TOLERANCE_S = 1e-3
 _RATE_TOLERANCE = 0.01
+_STATISTICS_TOLERANCE = 1e-3  # others compute means in float32
 _RECORD_AGAIN = "record these episodes again or exclude them"
 
 
@@ -62,6 +64,8 @@ class _Inspection:
         self._solved: dict[int, bool] = {}
         self._ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._hashes: dict[str, list[int]] = defaultdict(list)
+        self._stored = dataset.episode_statistics()
+        self._differing: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self._steps = [0, len(self._videos) + dataset.num_episodes]
 
     def run(self) -> Report:
@@ -232,6 +236,7 @@ class _Inspection:
             columns = self._read_one_by_one(episode, names)
         for name, values in columns.items():
             self._check_numbers(episode, name, values)
+            self._compare_statistics(episode, name, values)
         self._check_indices(episode, columns)
         if words.SUCCESS in columns:
             self._solved[episode] = bool(columns[words.SUCCESS].any())
@@ -267,6 +272,20 @@ class _Inspection:
         low, high = np.nanmin(rows, 0, initial=np.inf), np.nanmax(rows, 0, initial=-np.inf)
         before = self._ranges.get(name, (low, high))
         self._ranges[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
+
+    def _compare_statistics(self, episode: int, name: str, values: np.ndarray) -> None:
+        """Do the rows have the statistics that were stored when they were recorded?"""
+        stored = self._stored[episode].get(name, {})
+        if values.dtype == object or not np.isfinite(values.astype(np.float64)).all():
+            return
+        found = column_stats(values)
+        scale = max(1.0, float(np.abs(found["min"]).max()), float(np.abs(found["max"]).max()))
+        for statistic in ("min", "max", "mean"):
+            kept, now = np.asarray(stored.get(statistic, found[statistic]), dtype=np.float64), found[statistic]
+            if kept.size != now.size or np.abs(kept.ravel() - now).max() > _STATISTICS_TOLERANCE * scale:
+                what = f"expected a {statistic} of {_short(kept)} by the episode table, got {_short(now)}"
+                self._differing[name].append((episode, what))
+                return
 
     def _check_indices(self, episode: int, columns: dict[str, np.ndarray]) -> None:
         dataset, record, where = self._dataset, self._dataset.episodes[episode], f"episode {episode}"
@@ -326,18 +345,36 @@ class _Inspection:
             counts = {name: feature.get("count") for name, feature in found.items() if name in ("action", "state")}
             if not counts or any(count != dataset.num_frames for count in counts.values()):
                 what = f"expected statistics of {dataset.num_frames} rows, got {counts}"
-            elif stored.get("fingerprint") != dataset.fingerprint():
+            elif self._is_changed(stored.get("fingerprint")):
                 what = "expected statistics of the dataset as it is, got those from before it was changed"
             elif (VALUE in dataset.features) != (VALUE in found):
                 what = f"expected statistics of the columns there are, got {sorted(found)}"
             if what:
                 self._add("stale_statistics", STATISTICS_PATH, what, f"run `wamkit data stats {dataset.root}`")
+        faulty = {finding.episode for finding in self._findings if finding.severity == "error"}
+        for name, differing in self._differing.items():
+            cases = [case for case in differing if case[0] not in faulty]
+            if not cases:
+                continue
+            episode, what = cases[0]
+            where = f"{name} of {_listed(case for case, _ in cases)}"
+            remedy = "the rows were changed after they were recorded: copy the dataset again if that was not meant; "
+            remedy += "LeRobot's tools would normalize wrongly"
+            self._add(
+                "stale_statistics", where, f"episode {episode}: {what}", remedy, severity="warning", episode=episode
+            )
         if theirs.is_file():
             count = _read_json(theirs).get(words.ACTION, {}).get("count")
             if count != [dataset.num_frames]:
                 what = f"expected a count of [{dataset.num_frames}] for {words.ACTION!r}, got {count}"
                 remedy = "LeRobot's tools would normalize wrongly: copy the file again"
                 self._add("stale_statistics", words.STATS, what, remedy, severity="warning")
+
+    def _is_changed(self, fingerprint: str | None) -> bool:
+        """Is it another dataset? Not asked of one with errors: mending them changes files once more."""
+        if any(finding.severity == "error" for finding in self._findings):
+            return False
+        return fingerprint != self._dataset.fingerprint()
 
     def _check_leftovers(self) -> None:
         root = self._dataset.root
@@ -394,6 +431,10 @@ def _listed(episodes: Iterable[int]) -> str:
     parts = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
     is_one = len(runs) == 1 and runs[0][0] == runs[0][1]
     return f"{'episode' if is_one else 'episodes'} {', '.join(parts)}"
+
+
+def _short(numbers: np.ndarray) -> str:
+    return f"[{', '.join(f'{number:g}' for number in numbers.ravel())}]"
 
 
 def _remedy_for_column(key: str) -> str:

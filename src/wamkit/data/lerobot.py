@@ -21,9 +21,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wamkit.data import features as words
+from wamkit.data.episode_stats import Stats, from_columns
+from wamkit.data.file_facts import data_file_facts, no_data, read_footer, video_file_facts
 from wamkit.data.layout import LAYOUTS, DatasetError, EpisodePlace, EpisodeRecord, read_info
 from wamkit.data.video import VideoError, VideoReader, read_frames, require_length
 from wamkit.spec import RobotSpec
+
+_READERS = 8
 
 __all__ = ["DatasetError", "EpisodeRecord", "LeRobotDataset", "VideoError"]
 
@@ -51,6 +55,7 @@ class LeRobotDataset:
             for key, feature in self.features.items()
             if feature.get("dtype") in ("video", "image")
         }
+        self._fingerprint: str | None = None
         if check:
             self._check()
 
@@ -167,19 +172,53 @@ class LeRobotDataset:
         """The Parquet file that holds an episode's rows."""
         return self.place(episode).data
 
-    def fingerprint(self) -> str:
-        """A hash of what is in the dataset: features, robot, episodes and their statistics, added columns' settings.
+    def episode_statistics(self) -> list[dict[str, Stats]]:
+        """Per episode, the statistics that were stored when it was recorded; empty for a dataset that has none.
 
-        It does not depend on where the folder is, how rows are spread over files, or how a recording was interrupted.
+        Raises:
+            DatasetError: the episode table cannot be read.
         """
+        return [from_columns(row) for row in self._layout.statistics_rows()]
+
+    def fingerprint(self) -> str:
+        """A hash of what is in the dataset when it is first asked for.
+
+        It covers features, robot, settings of added columns, episodes and their statistics; of the recorded columns
+        what the footers of the data files say; of videos both ends. Nothing is read through, so a change that leaves
+        all of these alone goes unnoticed. It depends neither on where the folder is nor on what added columns hold,
+        whose settings stand for them.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            DatasetError: a data file cannot be read.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._content_hash()
+        return self._fingerprint
+
+    def _content_hash(self) -> str:
         features = {
             key: {part: value for part, value in feature.items() if part != "info"}
             for key, feature in self.features.items()
         }
         own = {key: value for key, value in self.wamkit.items() if key != "notes"}
         episodes = [[episode.length, episode.tasks, episode.metadata] for episode in self.episodes]
-        facts = [self.fps, features, own, episodes, self._layout.statistics_rows()]
+        facts = [self.fps, features, own, episodes, self._layout.statistics_rows(), *self._file_facts()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _file_facts(self) -> tuple[list[Any], dict[str, list[Any]]]:
+        """Of the data files, and of the videos of each feature, in the order of the episodes."""
+        added = self.wamkit.get("columns", [])
+        recorded = [key for key, feature in self.features.items() if not words.is_video(feature) and key not in added]
+        places = [self.place(record.index) for record in self.episodes]
+        data = list(dict.fromkeys(place.data for place in places))
+        keys = [key for key, feature in self.features.items() if words.is_video(feature)]
+        videos = {key: list(dict.fromkeys(place.videos[key].path for place in places)) for key in keys}
+        with ThreadPoolExecutor(max_workers=_READERS) as pool:
+            return (
+                list(pool.map(lambda path: data_file_facts(path, recorded), data)),
+                {key: list(pool.map(video_file_facts, paths)) for key, paths in videos.items()},
+            )
 
     def _record(self, episode: int) -> EpisodeRecord:
         if not 0 <= episode < self.num_episodes:
@@ -199,7 +238,7 @@ class LeRobotDataset:
                 skipped = int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
                 table = file.read_row_groups(groups, columns=list(dict.fromkeys(names)))
         except FileNotFoundError:
-            raise _no_data(place.data) from None
+            raise no_data(place.data) from None
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(
                 f"{place.data}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
@@ -260,19 +299,12 @@ class LeRobotDataset:
         for path, expected in rows.items():
             _check_rows(path, expected)
         # Opening a file is mostly waiting; threads make a thousand videos cost a fraction of a second.
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        with ThreadPoolExecutor(max_workers=_READERS) as pool:
             list(pool.map(_check_video, frames, frames.values()))
 
 
 def _check_rows(path: Path, expected: int) -> None:
-    try:
-        found = pq.read_metadata(path).num_rows
-    except FileNotFoundError:
-        raise _no_data(path) from None
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(
-            f"{path}: expected a complete Parquet file, got one that cannot be read ({error}); copy it again"
-        ) from error
+    found = read_footer(path).num_rows
     if found < expected:
         raise DatasetError(
             f"{path}: expected {expected} rows, got {found}; it is shorter than the episode table says, copy it again"
@@ -282,7 +314,3 @@ def _check_rows(path: Path, expected: int) -> None:
 def _check_video(path: Path, expected: int) -> None:
     with VideoReader(path) as reader:
         require_length(reader.info, path, num_frames=expected)
-
-
-def _no_data(path: Path) -> FileNotFoundError:
-    return FileNotFoundError(f"expected the data file {path}, found none; copy the dataset again or record it again")
