@@ -92,7 +92,7 @@ def test_held_out_episodes_are_not_trained_on(dataset: Path, tmp_path: Path) -> 
     transforms = recipe._transforms(run, source, source.robot)
     loader = recipe._loader(run, source, source.robot, transforms, leave_out=recipe._held_out(run, source))
     assert {int(index) for step in range(20) for index in loader.batch(step).episode_index} == {0, 2}
-    share = dataclasses.replace(run, validation=ValidationConfig(fraction=0.3))
+    share = dataclasses.replace(run, validation=ValidationConfig(every=1, fraction=0.3))
     chosen = recipe._held_out(share, source)
     assert len(chosen) == 1 and chosen == recipe._held_out(share, source)
     others = {recipe._held_out(dataclasses.replace(share, seed=seed), source) for seed in range(8)}
@@ -112,7 +112,8 @@ def test_unknown_or_all_episodes_are_refused(dataset: Path, tmp_path: Path, epis
         ({"every": 5}, "episodes to hold out"),
         ({"every": -1}, "every >= 0"),
         ({"fraction": 1.0}, r"fraction in \[0, 1\)"),
-        ({"episodes": (1,), "fraction": 0.5}, "got both"),
+        ({"episodes": (1,), "fraction": 0.5, "every": 1}, "got both"),
+        ({"fraction": 0.5}, r"a fraction of 0\.5 is held out .* but validation\.every is 0.*; set validation\.every"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(settings: dict, message: str) -> None:

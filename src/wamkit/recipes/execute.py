@@ -19,7 +19,7 @@ from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
 from wamkit.data.encode import EncodingReport, encode_dataset
-from wamkit.data.encoded import CachePurpose, EncodedDataset, codecs_digest, read_manifest
+from wamkit.data.encoded import MANIFEST, CachePurpose, EncodedDataset, codecs_digest, read_manifest
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE
@@ -29,9 +29,14 @@ from wamkit.data.windows import WindowConfig
 from wamkit.device import choose_device
 from wamkit.draws import seeded
 from wamkit.models import family_module
-from wamkit.parallel import from_rank_zero, local_device, process_group, rank
+from wamkit.models.wav.initial import empty_network
+from wamkit.models.wav.layouts import open_weights
+from wamkit.models.wav.load_policy import PROFILES
+from wamkit.models.wav.weights import check_fit
+from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
 from wamkit.policy import Policy, Transforms
 from wamkit.progress import ProgressBar
+from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
 from wamkit.recipes.run import Run
 from wamkit.spec import PolicySpec, RobotSpec
 from wamkit.training.prefetch import BatchSource
@@ -59,26 +64,32 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         resume: continue from the newest checkpoint in the output folder; `False` insists on a fresh folder.
 
     Raises:
-        ValueError: dataset and model do not fit each other, the value column is missing, or the recipe changed since
-            the checkpoint in the output folder.
+        ValueError: settings that cannot be carried out, dataset and model do not fit each other, the value column is
+            missing, or the recipe changed since the checkpoint in the output folder.
         FileNotFoundError: no dataset.
+        FileExistsError: the output folder holds something else than a run.
         RuntimeError: `WORLD_SIZE` and the process group disagree.
     """
+    if run.data.root == Path() or run.output == Path():
+        raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
+    check_run(run)
     device = choose_device(run.device)
     with process_group(device, alone=run.precision != "fp32"), _rank_zero_speaks():
         return _execute(run, local_device(device), resume)
 
 
 def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
-    if run.data.root == Path() or run.output == Path():
-        raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
     dataset = LeRobotDataset(run.data.root)
+    from_rank_zero(lambda: require_own_folder(run.output, setting="output", mark="checkpoints", root=run.data.root))
+    for stage in run.stages:
+        rows_of_this_process(stage.batch_size)
     robot = _require_fit(run, dataset)
+    held_out = _held_out(run, dataset)
+    initial, record = _initial(run)
     transforms = _transforms(run, dataset, robot)
     encoded = None
     if run.data.cache != Path():
         encoded = EncodedDataset(run.data.cache, _purpose(run, dataset, robot))
-    held_out = _held_out(run, dataset)
     base = _loader(run, dataset, robot, transforms, encoded, leave_out=held_out)
     family = family_module(run.model.family).FAMILY
     codecs = from_rank_zero(
@@ -88,7 +99,6 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
             else _codecs_of_cache(run, encoded)
         )
     )
-    initial, record = _initial(run)
     model = family.create(run.model, codecs, seed=run.seed, **initial)
 
     def make_batches(stage: TrainStage) -> BatchSource:
@@ -174,6 +184,10 @@ def _initial(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a family needs to start from a run's initial weights, and what is recorded of them.
 
     An interrupted run does not read them again: its checkpoint holds every weight.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: by their headers they do not fit the model.
     """
     initial = run.initial
     if initial.path == Path():
@@ -182,6 +196,8 @@ def _initial(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     record = {"initial": {"name": name, "profile": initial.profile, "may_resize": list(initial.may_resize)}}
     if from_rank_zero(lambda: has_checkpoint(run.output)):
         return {}, record
+    policy = PROFILES[initial.profile].allowing(initial.may_resize)
+    check_fit(empty_network(run.model.network), open_weights(initial.path), source=str(initial.path), policy=policy)
     return {"initial": initial.path, "profile": initial.profile, "may_resize": initial.may_resize}, record
 
 
@@ -261,15 +277,20 @@ def encode(run: Run) -> EncodingReport:
         ValueError: dataset and model do not fit each other, pictures would be changed at random, or the cache was
             made for something else.
         FileNotFoundError: no dataset.
+        FileExistsError: the folder holds something else than a cache.
         OSError: not enough room.
     """
     if run.data.root == Path() or run.data.cache == Path():
         raise ValueError(
             "encoding needs a dataset and a folder: set data.root and data.cache (--data.root, --data.cache)"
         )
+    check_run(run)
     device = choose_device(run.device)
     with process_group(device), _rank_zero_speaks():
         dataset, device = LeRobotDataset(run.data.root), local_device(device)
+        from_rank_zero(
+            lambda: require_own_folder(run.data.cache, setting="data.cache", mark=MANIFEST, root=run.data.root)
+        )
         robot = _require_fit(run, dataset)
         purpose = _purpose(run, dataset, robot)
         found = read_manifest(run.data.cache)
@@ -394,7 +415,7 @@ def _codecs_of_cache(run: Run, encoded: EncodedDataset) -> Path:
     Raises:
         ValueError: the run was begun with others.
     """
-    folder = run.output / "codecs"
+    folder = run.output / CODECS
     if not complete_folder(folder).is_dir():
         with atomic_folder(folder) as partial:
             shutil.copytree(encoded.codecs, partial, dirs_exist_ok=True)
@@ -412,14 +433,14 @@ def _fitted_codecs(run: Run, make_loader: Callable[[], WindowLoader], dataset: L
     Raises:
         ValueError: the folder's codecs were made for other settings or another dataset.
     """
-    folder = parent / "codecs"
+    folder = parent / CODECS
     made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": dataset.fingerprint()}
     if run.data.preprocess != "exact" or run.data.random_crop:
         made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
     if run.validation.holds_out:
         made_for["held_out"] = list(_held_out(run, dataset))
     if complete_folder(folder).is_dir():
-        if read_json(complete_folder(folder) / "made_for.json") != made_for:
+        if read_json(complete_folder(folder) / MADE_FOR) != made_for:
             raise ValueError(
                 f"{folder} was made for another dataset, seed or model; use another folder, or remove {parent} to "
                 "start afresh"
@@ -436,5 +457,5 @@ def _fitted_codecs(run: Run, make_loader: Callable[[], WindowLoader], dataset: L
                 seeded(run.seed, "codecs"),
                 partial,
             )
-            write_json(partial / "made_for.json", made_for)
+            write_json(partial / MADE_FOR, made_for)
     return folder

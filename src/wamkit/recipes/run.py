@@ -72,7 +72,8 @@ class ValidationConfig:
     """Errors on episodes that are held out of training, measured while it runs.
 
     Args:
-        every: steps between measurements, besides one at the end of each stage; 0 never measures.
+        every: steps between measurements, besides one at the end of each stage; 0 never measures, and then only
+            named episodes can be held out.
         episodes: held out; by default a share of all.
         fraction: share of the episodes that is held out, drawn by the run's seed, when none are named.
         num_windows: drawn once from the held-out episodes.
@@ -93,6 +94,11 @@ class ValidationConfig:
             )
         if self.every and not self.episodes and not self.fraction:
             raise ValueError("validation: expected episodes to hold out; set validation.episodes or fraction")
+        if self.fraction and not self.every:
+            raise ValueError(
+                f"validation: a fraction of {self.fraction:g} is held out of training, but validation.every is 0, so "
+                "that nothing would be measured on it; set validation.every, or leave validation.fraction at 0"
+            )
         if self.episodes and self.fraction:
             raise ValueError("validation: expected either episodes or a fraction of them, got both")
 

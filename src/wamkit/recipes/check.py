@@ -1,0 +1,87 @@
+"""What is wrong with a run can often be told from its settings alone, before data is read and anything is written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from wamkit.atomic import complete_folder
+from wamkit.recipes.run import Run
+
+CODECS = "codecs"
+MADE_FOR = "made_for.json"
+_LOSS_WEIGHTS = ("video_weight", "value_weight", "action_weight")
+
+
+def check_run(run: Run) -> None:
+    """Refuse settings that could not be carried out; importing this module loads no torch.
+
+    Raises:
+        ValueError: a number out of its range, a part that the model does not have, or a setting without effect.
+    """
+    _require("seed", run.seed >= 0, "0 or more", run.seed)
+    _require("save_every", run.save_every >= 1, "1 or more steps", run.save_every)
+    horizon = run.model.action_horizon
+    expected = f"1 to {horizon} (the model's action_horizon)"
+    _require("execution_horizon", 1 <= run.execution_horizon <= horizon, expected, run.execution_horizon)
+    _require("data.sample_n_frames", run.data.sample_n_frames >= 1, "1 or more rows", run.data.sample_n_frames)
+    if run.data.action_targets and run.data.action_type == "absolute":
+        raise ValueError(
+            f"data.action_targets {list(run.data.action_targets)} are without effect on absolute actions; leave them "
+            "out, or set data.action_type to delta or relative"
+        )
+    names = [stage.name for stage in run.stages]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expected one or more stages with distinct names, got {names}")
+    experts = {"value": run.model.network.value, "action": run.model.network.action}
+    parts = ["video", *(part for part, expert in experts.items() if expert is not None)]
+    for number, stage in enumerate(run.stages):
+        unknown = [part for part in stage.train if part not in parts]
+        if unknown:
+            raise ValueError(
+                f"stages.{number}.train of stage {stage.name!r}: expected some of the model's parts {parts}, got "
+                f"{unknown}; choose among those"
+            )
+        for name in _LOSS_WEIGHTS:
+            weight = getattr(stage.objective, name)
+            _require(f"stages.{number}.objective.{name}", math.isfinite(weight), "a finite number", weight)
+
+
+def require_own_folder(folder: Path, *, setting: str, mark: str, root: Path) -> None:
+    """Refuse to write a run or a cache among files that are none of it; an interrupted one is its own.
+
+    Args:
+        folder: where it would be written.
+        setting: its name.
+        mark: what lies in the folder when it holds one, besides codecs.
+        root: the dataset's folder.
+
+    Raises:
+        ValueError: it is the dataset, or lies inside.
+        FileExistsError: it is a file, or holds other things.
+    """
+    inside = folder.resolve()
+    if root.resolve() in (inside, *inside.parents):
+        raise ValueError(
+            f"expected {setting} to be a folder of its own, got {folder}, which is the dataset or lies inside it; "
+            "choose another folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"expected {setting} to be a folder, {folder} is a file; choose another name")
+    if not folder.exists():
+        return
+    # Hidden entries are locks and what a killed writer left; a log is often written beside what it tells of.
+    entries = sorted(entry.name for entry in folder.iterdir())
+    others = [name for name in entries if not name.startswith(".") and not name.endswith(".log")]
+    is_own = (complete_folder(folder / CODECS) / MADE_FOR).is_file() or (folder / mark).exists()
+    if others and not is_own:
+        raise FileExistsError(
+            f"expected {setting} to be a new or empty folder, or one to continue, {folder} holds other things "
+            f"({', '.join(others[:6])}); choose another folder"
+        )
+
+
+def _require(setting: str, is_right: bool, expected: str, got: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{setting}: expected {expected}, got {got}; correct --{setting.replace('_', '-')}")
