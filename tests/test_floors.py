@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "draws", "types", "atomic", "lock", "progress", "trace", "versions", "weight_files"),
+    ("spec", "episode", "draws", "types", "atomic", "lock", "progress", "trace", "versions", "weight_files", "typed"),
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),

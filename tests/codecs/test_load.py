@@ -28,7 +28,20 @@ def test_folders_are_loaded_by_their_type(tmp_path: Path) -> None:
 def test_missing_or_unreadable_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
         load_video_codec(tmp_path)
-    for content in ("{", "[]", "{}"):
+    for content, message in (
+        ("{", "is damaged"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "expected the codec's type under 'type', got None; copy the policy folder again"),
+        ('{"type": {}}', "expected the codec's type under 'type', got {}"),
+        ('{"type": "text_hash", "version": 1, "width": "8"}', "expected width as a whole number, got .8.; copy"),
+        ('{"type": "text_hash", "version": 1, "width": 8}', "expected length as a whole number, got null; copy"),
+        ('{"type": "text_hash", "version": 1, "width": 8, "length": -1}', "1 or more, got 8 and -1; copy"),
+        ('{"type": "text_t5", "version": 1, "source": {"root": "/"}, "length": 2}', "'files'. missing; copy"),
+        (
+            '{"type": "text_t5", "version": 1, "source": {"root": "/", "files": {}}, "length": 2, "dtype": "nn"}',
+            "expected dtype as the name of a type",
+        ),
+    ):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match="settings with a type"):
+        with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
             load_text_encoder(tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wamkit.codecs.base import VideoCodec
@@ -168,12 +169,56 @@ def test_damaged_folders_are_refused_by_name(codec: PatchCodec, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"frame\.basis: expected \(192, 6\), got \(192, 12\)"):
         PatchCodec.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="settings with type and version"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
         PatchCodec.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors.*truncated or damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*truncated or damaged.*copy the policy folder again"):
+        PatchCodec.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors in .*copy the policy folder again"):
+        PatchCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["frame.mean", "clip.basis", "clip.scale"])
+def test_weights_that_are_no_numbers_are_refused(codec: PatchCodec, tmp_path: Path, name: str) -> None:
+    codec.save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for value, message in ((float("nan"), "NaN or infinity in"), (float("-inf"), "NaN or infinity in")):
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=rf"model\.safetensors: expected finite weights, got {message} {name}"):
+            PatchCodec.load(tmp_path)
+
+
+def test_a_scale_of_nothing_is_refused(codec: PatchCodec, tmp_path: Path) -> None:
+    codec.save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["clip.scale"][0] = 0.0
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"expected a positive clip\.scale, got 0"):
+        PatchCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": []}, "config: expected an object with the keys patch, "),
+        ({"config": {"patch": "8"}}, 'expected patch as a whole number, got "8"'),
+        ({"config": {"stride": 8}}, r"\['stride'\] unknown"),
+        ({"config": {"channels": -1}}, "expected channels of 1 or more, got -1"),
+        ({"explained": {"frame": None}}, r"expected explained\['frame'\] as a finite number, got null"),
+        ({"version": None}, "version 1, got 'patch' and None"),
+    ],
+)
+def test_settings_of_another_kind_are_named(
+    codec: PatchCodec, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    codec.save(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}.*copy the policy folder again"):
         PatchCodec.load(tmp_path)
 
 

@@ -177,6 +177,9 @@ def test_missing_or_damaged_folders_are_refused_by_name(folder: Path, tmp_path: 
     save_file({name: tensor for name, tensor in state.items() if name != key}, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing_keys: .*block\.1\.layer\.0\.SelfAttention\.q"):
         T5TextEncoder.from_pretrained(tmp_path)
+    save_file({**state, key: state[key] * float("inf")}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder: expected finite weights, got .* in encoder\.block\.1\.layer"):
+        T5TextEncoder.from_pretrained(tmp_path)
     save_file(state, weights, metadata={"format": "pt"})
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(ValueError, match="truncated or damaged"):

@@ -317,6 +317,11 @@ def test_unusable_weights_are_refused_by_name(folder: Path, tmp_path: Path, orig
     write({**state, "latents_std": torch.zeros(8)})
     with pytest.raises(ValueError, match="positive latents_std"):
         LTXVideoCodec.from_pretrained(tmp_path)
+    spoilt = state["decoder.conv_in.conv.weight"].clone()
+    spoilt.view(-1)[3] = float("nan")
+    write({**state, "decoder.conv_in.conv.weight": spoilt})
+    with pytest.raises(ValueError, match=r"expected finite weights, got .* in decoder\.conv_in\.conv\.weight"):
+        LTXVideoCodec.from_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from wamkit.draws import SeededDraws
 from wamkit.planning.cem import Plan, Watch, plan
 from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV, PlannerConfig
 from wamkit.planning.objective import score_values
+from wamkit.typed import read_fields
 
 VIEWS, CHANNELS, FRAMES, MEMORY, SIDE = 2, 3, 3, 1, 2
 VALUE_TOKENS, VALUE_CHANNELS = 6, 4
@@ -368,9 +370,24 @@ def test_presets_are_the_published_numbers() -> None:
         {"value_steps": 0},
         {"std_decay": -0.1},
         {"warm_start_std": -0.1},
+        {"std_decay": float("nan")},
+        {"min_std": float("nan")},
+        {"penalty": float("inf")},
+        {"warm_start_std": float("nan")},
+        {"video_elites": float("nan")},
+        {"num_videos": True},
         {"unbiased_std": True, "num_videos": 2, "num_values": 2, "value_elites": 0.1},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="planner: "):
+    with pytest.raises(ValueError, match=rf"planner: .*{next(iter(wrong))}"):
         dataclasses.replace(WAV, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keep_mean": "0.5"}, {"iterations": 2.0}, {"unbiased_std": "no"}, {"value_steps": True}, {"score": "best"}],
+)
+def test_settings_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"expected {next(iter(wrong))} "):
+        read_fields(PlannerConfig, wrong, "planner")

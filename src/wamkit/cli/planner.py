@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.planning.config import PRESETS, Final, Pairing, PlannerConfig, Score
+from wamkit.typed import blame, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +104,19 @@ class PlannerOptions:
 def _read(path: Path, given: dict[str, Any]) -> PlannerConfig:
     if not path.is_file():
         raise FileNotFoundError(f"expected planner settings at {path}, found no file")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return PlannerConfig(**{**settings, **given})
-    except (json.JSONDecodeError, TypeError) as error:
-        known = ", ".join(item.name for item in dataclasses.fields(PlannerConfig))
-        raise ValueError(f"{path}: expected a JSON object with settings among {known} ({error})") from error
+    known = [item.name for item in dataclasses.fields(PlannerConfig)]
+    wanted = f"expected a JSON object with settings among {', '.join(known)}"
+    with blame(path):
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{wanted}, got no JSON ({error})") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{wanted}, got {type(settings).__name__}")
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"{wanted}, got {', '.join(unknown)}")
+        return read_fields(PlannerConfig, {**settings, **given}, "planner")
 
 
 def _read_yaml(path: Path) -> PlannerConfig:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from wamkit.codecs.base import TextEncoder, VideoCodec
+from wamkit.codecs.reference import read_type
 
 
 def load_video_codec(folder: Path, device: torch.device | str = "cpu", *, pretrained: Path | None = None) -> VideoCodec:
@@ -22,7 +22,7 @@ def load_video_codec(folder: Path, device: torch.device | str = "cpu", *, pretra
         FileNotFoundError: no `config.json`, or missing weights.
         ValueError: an unknown type or version, or damaged files.
     """
-    kind = _kind(folder)
+    kind = read_type(folder)
     if kind == "patch":
         from wamkit.codecs.patch import PatchCodec
 
@@ -38,7 +38,7 @@ def load_text_encoder(
     folder: Path, device: torch.device | str = "cpu", *, pretrained: Path | None = None
 ) -> TextEncoder:
     """The text encoder that was saved in `folder`; arguments and errors as `load_video_codec`."""
-    kind = _kind(folder)
+    kind = read_type(folder)
     if kind == "text_hash":
         from wamkit.codecs.text_hash import HashedTextEncoder
 
@@ -48,13 +48,3 @@ def load_text_encoder(
 
         return T5TextEncoder.load(folder, device, pretrained=pretrained)
     raise ValueError(f"{folder / 'config.json'}: unknown text encoder {kind!r}; known are 'text_hash' and 'text_t5'")
-
-
-def _kind(folder: Path) -> str:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a saved codec in {folder}, found no config.json there")
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["type"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a codec's settings with a type ({error})") from error

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wamkit.codecs.base import require_finite
+
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 
@@ -102,9 +104,11 @@ def _read(path: Path, *, prefix: str) -> dict[str, Tensor]:
         raise FileNotFoundError(f"expected weights at {path}, found no file; the download is incomplete")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); download it again") from error
+    require_finite(tensors.items(), source=path)
+    return tensors
 
 
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> nn.Module:

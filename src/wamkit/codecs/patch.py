@@ -19,8 +19,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wamkit.atomic import atomic_file
-from wamkit.codecs.base import LatentPosterior, require_clip, require_frames
+from wamkit.codecs.base import LatentPosterior, require_clip, require_finite, require_frames
 from wamkit.codecs.reference import read_settings, write_settings
+from wamkit.typed import COPY_AGAIN, blame, check_fields, check_least, read_fields, read_value
 
 FORMAT_VERSION = 1
 """Version of the folder that `PatchCodec.save` writes."""
@@ -48,9 +49,8 @@ class PatchCodecConfig:
     max_patches: int = 24_000
 
     def __post_init__(self) -> None:
-        for name in ("patch", "temporal", "channels", "clip_rank", "max_patches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"patch codec: expected {name} of 1 or more, got {getattr(self, name)}")
+        check_fields(self, "patch codec")
+        check_least(self, "patch codec", 1, "patch", "temporal", "channels", "clip_rank", "max_patches")
         if self.channels > self.patch_size:
             raise ValueError(
                 f"patch codec: a patch of {self.patch}x{self.patch}x3 has {self.patch_size} numbers, too few for "
@@ -260,14 +260,21 @@ class PatchCodec:
 
         config, explained = _read_settings(folder)
         if not (folder / "model.safetensors").is_file():
-            raise FileNotFoundError(
-                f"patch codec: expected model.safetensors in {folder}, found none; fit the codec again"
-            )
+            raise FileNotFoundError(f"patch codec: expected model.safetensors in {folder}, found none; {COPY_AGAIN}")
         try:
             tensors = load_file(folder / "model.safetensors")
         except SafetensorError as error:
-            raise ValueError(f"{folder / 'model.safetensors'} is truncated or damaged ({error}); fit again") from error
+            raise ValueError(
+                f"{folder / 'model.safetensors'} is truncated or damaged ({error}); {COPY_AGAIN}"
+            ) from error
         _require_shapes(tensors, config, folder)
+        require_finite(tensors.items(), source=folder / "model.safetensors")
+        flat = [f"{name}.scale" for name in ("frame", "clip") if tensors[f"{name}.scale"].min() <= 0]
+        if flat:
+            raise ValueError(
+                f"{folder / 'model.safetensors'}: expected a positive {flat[0]}, got {tensors[flat[0]].min():g}; "
+                f"{COPY_AGAIN}"
+            )
         frame, clip = (
             LinearBasis(**{key: tensors[f"{name}.{key}"] for key in ("mean", "basis", "scale")})
             for name in ("frame", "clip")
@@ -277,10 +284,9 @@ class PatchCodec:
 
 def _read_settings(folder: Path) -> tuple[PatchCodecConfig, dict[str, float]]:
     settings = read_settings(folder, kind="patch", version=FORMAT_VERSION)
-    try:
-        return PatchCodecConfig(**settings["config"]), dict(settings["explained"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a patch codec's settings ({error}); fit it again") from error
+    with blame(folder / "config.json", COPY_AGAIN):
+        config = read_fields(PatchCodecConfig, settings.get("config"), "config")
+        return config, read_value(dict[str, float], settings.get("explained"), "explained")
 
 
 def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder: Path) -> None:
@@ -293,9 +299,7 @@ def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         listed = "; ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong)
-        raise ValueError(
-            f"{folder / 'model.safetensors'}: tensors do not fit config.json ({listed}); fit the codec again"
-        )
+        raise ValueError(f"{folder / 'model.safetensors'}: tensors do not fit config.json ({listed}); {COPY_AGAIN}")
 
 
 def _levels(patches: Float[Tensor, "n d"]) -> UInt8[Tensor, "n d"]:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wamkit.atomic import atomic_file
+from wamkit.typed import COPY_AGAIN
+from wamkit.weight_files import read_json
 
 _EDGE_BYTES = 1 << 20
 
@@ -68,6 +72,22 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def read_type(folder: Path) -> str:
+    """The type of the codec that was saved in a folder.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: it is not JSON, or names no type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a saved codec in {folder}, found no config.json there; {COPY_AGAIN}")
+    kind = read_json(path).get("type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{path}: expected the codec's type under 'type', got {kind!r}; {COPY_AGAIN}")
+    return kind
+
+
 def read_settings(folder: Path, *, kind: str, version: int) -> dict[str, Any]:
     """The content of `config.json`, after checking its type and version.
 
@@ -77,15 +97,27 @@ def read_settings(folder: Path, *, kind: str, version: int) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"expected config.json of a {kind!r} codec in {folder}, found none")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        found = (settings["type"], settings["version"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a codec's settings with type and version ({error})") from error
-    if found != (kind, version):
-        raise ValueError(f"{path}: expected type {kind!r} and version {version}, got {found[0]!r} and {found[1]!r}")
-    return dict(settings)
+        raise FileNotFoundError(f"expected config.json of a {kind!r} codec in {folder}, found none; {COPY_AGAIN}")
+    settings = read_json(path)
+    found = (settings.get("type"), settings.get("version"))
+    if found != (kind, version) or isinstance(found[1], bool):
+        raise ValueError(
+            f"{path}: expected type {kind!r} and version {version}, got {found[0]!r} and {found[1]!r}; {COPY_AGAIN}"
+        )
+    return settings
+
+
+def read_dtype(settings: dict[str, Any]) -> torch.dtype:
+    """The type of weights that a codec's settings name.
+
+    Raises:
+        ValueError: they name none.
+    """
+    name = settings.get("dtype")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"expected dtype as the name of a type of weights, for instance bfloat16, got {name!r}")
+    return dtype
 
 
 def _below(root: Path, file: Path) -> str:

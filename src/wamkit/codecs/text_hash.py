@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wamkit.codecs.base import TextTokens
 from wamkit.codecs.reference import read_settings, write_settings
+from wamkit.typed import COPY_AGAIN, blame, read_value
 
 FORMAT_VERSION = 1
 """Version of the vectors; it changes if any vector would."""
@@ -84,10 +85,9 @@ class HashedTextEncoder:
             ValueError: another type or version, or sizes that are missing.
         """
         settings = read_settings(folder, kind="text_hash", version=FORMAT_VERSION)
-        try:
-            return cls(width=settings["width"], length=settings["length"], device=device)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'}: expected a width and a length ({error})") from error
+        with blame(folder / "config.json", COPY_AGAIN):
+            width, length = (read_value(int, settings.get(name), name) for name in ("width", "length"))
+            return cls(width=width, length=length, device=device)
 
     def _sentence(self, sentence: str) -> tuple[Float[Tensor, "l d"], int]:
         cached = self._sentences.get(sentence)

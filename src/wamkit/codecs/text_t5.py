@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wamkit.codecs.base import TextTokens
-from wamkit.codecs.reference import WeightsReference, read_settings, write_settings
+from wamkit.codecs.base import TextTokens, require_finite
+from wamkit.codecs.reference import WeightsReference, read_dtype, read_settings, write_settings
+from wamkit.typed import COPY_AGAIN, blame, read_fields, read_value
 
 FORMAT_VERSION = 1
 """Version of the folder that `T5TextEncoder.save` writes."""
@@ -147,11 +148,9 @@ class T5TextEncoder:
             ValueError: another type or version, or other weights than those referred to.
         """
         settings = read_settings(folder, kind="text_t5", version=FORMAT_VERSION)
-        try:
-            source, length = WeightsReference(**settings["source"]), int(settings["length"])
-            dtype = getattr(torch, settings["dtype"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'}: not the settings of a T5 encoder ({error})") from error
+        with blame(folder / "config.json", COPY_AGAIN):
+            source = read_fields(WeightsReference, settings.get("source"), "source")
+            length, dtype = read_value(int, settings.get("length"), "length"), read_dtype(settings)
         return cls.from_pretrained(source.locate(pretrained), length=length, dtype=dtype, device=device)
 
     @classmethod
@@ -250,6 +249,7 @@ def _load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     if problems:
         listed = "; ".join(f"{key}: {names[:5]} ({len(names)} in all)" for key, names in problems.items())
         raise ValueError(f"{folder}: the weights do not fill a T5 encoder ({listed}); download them again")
+    require_finite(encoder.named_parameters(), source=folder)
     return encoder
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from wamkit.codecs.base import LatentPosterior, require_clip, require_frames, to_uint8, to_unit_range
 from wamkit.codecs.ltx_weights import ltx_vae_config, vae_folder, vae_from_folder, vae_from_original
-from wamkit.codecs.reference import WeightsReference, read_settings, write_settings
+from wamkit.codecs.reference import WeightsReference, read_dtype, read_settings, write_settings
+from wamkit.typed import COPY_AGAIN, blame, read_fields, read_value
 
 FORMAT_VERSION = 1
 """Version of the folder that `LTXVideoCodec.save` writes."""
@@ -222,12 +223,10 @@ class LTXVideoCodec:
             ValueError: another type or version, or other weights than those referred to.
         """
         settings = read_settings(folder, kind="ltx", version=FORMAT_VERSION)
-        try:
-            options, dtype = LTXOptions(**settings["options"]), getattr(torch, settings["dtype"])
-            source = None if settings["source"] is None else WeightsReference(**settings["source"])
-            architecture = dict(settings["architecture"])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'config.json'}: not the settings of an LTX codec ({error})") from error
+        with blame(folder / "config.json", COPY_AGAIN):
+            options, dtype = read_fields(LTXOptions, settings.get("options"), "options"), read_dtype(settings)
+            source = read_value(WeightsReference | None, settings.get("source"), "source")
+            architecture = read_value(dict[str, Any], settings.get("architecture"), "architecture")
         if source is None:
             return cls(vae_from_folder(folder / "vae", dtype), options=options).to(device)
         if pretrained is not None and (pretrained / "vae").is_dir():

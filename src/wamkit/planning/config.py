@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from wamkit.typed import check_fields, check_least
 
 Score = Literal["snr", "mean", "lcb", "last"]
 Pairing = Literal["matched", "reference"]
@@ -68,21 +70,9 @@ class PlannerConfig:
     warm_start_std: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, choices in (("score", Score), ("pairing", Pairing), ("final", Final)):
-            if getattr(self, name) not in get_args(choices):
-                known = ", ".join(get_args(choices))
-                raise ValueError(f"planner: expected {name} to be one of {known}, got {getattr(self, name)!r}")
-        for name in ("iterations", "num_videos", "num_values"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"planner: expected {name} as a whole number, got {getattr(self, name)!r}")
-        for name in ("iterations", "min_std", "std_decay", "penalty", "warm_start_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"planner: expected {name} of 0 or more, got {getattr(self, name)}")
-        for name in ("num_videos", "num_values"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"planner: expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.value_steps is not None and self.value_steps < 1:
-            raise ValueError(f"planner: expected value_steps of 1 or more, or None, got {self.value_steps}")
+        check_fields(self, "planner")
+        check_least(self, "planner", 0, "iterations", "min_std", "std_decay", "penalty", "warm_start_std")
+        check_least(self, "planner", 1, "num_videos", "num_values", "value_steps")
         for name in ("video_elites", "value_elites"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"planner: expected {name} in (0, 1], got {getattr(self, name)}")
