@@ -99,6 +99,36 @@ def test_an_unknown_task_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "65"), "expected even height and width for yuv420p, got 65x65; choose an even size (--size)"),
+        (("--noise-std", "nan"), "expected a finite noise_std >= 0"),
+    ],
+)
+def test_settings_that_cannot_be_recorded_make_nothing(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert record(tmp_path / "dataset", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_without_an_episode_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    root = tmp_path / "dataset"
+    assert record(root, "--episodes", "1", "--max-attempts", "1", "--max-steps", "3") == 1
+    assert record(root, "--episodes", "1", "--size", "32", "--noise-std", "0.01") == 0
+    dataset = LeRobotDataset(root)
+    assert dataset.num_episodes == 1 and dataset.features["observation.images.corner2"]["shape"] == [32, 32, 3]
+    assert dataset.wamkit["notes"]["demonstrations"]["noise_std"] == 0.01
+
+
+def test_help_says_when_a_dataset_takes_no_more_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["record", "--help"])
+    assert "`wamkit data values` adds one: record all episodes before" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_task_that_is_given_up_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "dataset"
     assert record(root, "--episodes", "1", "--max-attempts", "2", "--max-steps", "3") == 1

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import (
     STATISTICS_PATH,
     compute_statistics,
+    current_statistics,
     feature_statistics,
     read_statistics,
     read_wav_statistics,
@@ -136,6 +138,16 @@ def test_file_round_trip_and_staleness(dataset, tmp_path):
     path.write_text('{"format": 1, "fea')
     with pytest.raises(ValueError, match="one JSON document"):
         read_statistics(tmp_path)
+
+
+def test_statistics_that_cannot_be_kept_are_used_all_the_same(write_dataset, caplog):
+    root, _ = write_dataset(1)
+    dataset = LeRobotDataset(root)
+    (root / STATISTICS_PATH).mkdir()  # whatever user runs this, nothing can be written there
+    assert current_statistics(dataset) == compute_statistics(dataset)
+    assert "cannot keep statistics in" in caplog.text and "computed anew each time" in caplog.text
+    (root / STATISTICS_PATH).rmdir()
+    assert current_statistics(dataset) == read_statistics(root, fingerprint=dataset.fingerprint())
 
 
 def test_wav_file_form(dataset, tmp_path):

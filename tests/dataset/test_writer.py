@@ -239,6 +239,29 @@ def test_another_robot_is_refused(write_dataset):
         LeRobotWriter(root, ROBOT.with_cameras(("wrist", "front")))
 
 
+@pytest.mark.parametrize(
+    ("robot", "settings"),
+    [
+        (ROBOT.with_cameras(("wrist",)), {}),
+        (ROBOT, {"fps": 10}),
+        (ROBOT, {"video": VideoSettings(crf=40)}),
+    ],
+)
+def test_a_dataset_without_episodes_counts_as_empty(write_dataset, robot, settings):
+    root, _ = write_dataset(0)
+    with LeRobotWriter(root, robot, **settings):
+        pass
+    dataset = LeRobotDataset(root)
+    assert dataset.robot == robot and dataset.fps == settings.get("fps", 20)
+    assert dataset.wamkit["video"]["crf"] == (40 if "video" in settings else 23)
+
+
+def test_a_size_that_cannot_be_encoded_makes_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="even height and width for yuv420p, got 63x64"):
+        LeRobotWriter(tmp_path / "set", synthetic_robot(height=63, width=64))
+    assert not (tmp_path / "set").exists()
+
+
 def test_other_settings_are_refused(write_dataset, tmp_path):
     root, _ = write_dataset(1)
     with pytest.raises(ValueError, match="20 frames/s, the recording 10"):

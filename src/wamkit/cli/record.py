@@ -1,8 +1,9 @@
 """Record demonstrations of a simulator's scripted demonstrator as a LeRobot dataset.
 
 Failed attempts are dropped and counted. A recording that was interrupted leaves a readable dataset, and the same
-command continues it; with a larger --episodes it adds to a finished one. Exit status 1 when a task did not reach its
-number of successes.
+command continues it; with a larger --episodes it adds to a finished one, as long as no column was added to that
+(`wamkit data values` adds one: record all episodes before). Exit status 1 when a task did not reach its number of
+successes.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def run(options: Options) -> int:
     max_attempts = _max_attempts(options)
     factory = _factory(options)
     with LeRobotWriter(options.output, factory.robot) as writer:
-        if writer.num_episodes == 0 and not writer.notes:
-            writer.set_notes({_NOTES: _settings(options)})
+        if writer.num_episodes == 0 and writer.notes.get(_NOTES) != _settings(options):
+            writer.set_notes({_NOTES: _settings(options)})  # nothing was recorded with other settings
         _require_same_settings(_settings(options), writer.notes.get(_NOTES, {}), options.output)
         plan = RecordingPlan(writer, options.tasks, target_successes=options.episodes, max_attempts=max_attempts)
         if _missing(plan):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from wamkit.data.features import ACTION, STATE
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.source import VALUE, EpisodeSource, numeric_column
 from wamkit.spec import RobotSpec
+
+logger = logging.getLogger(__name__)
 
 STATISTICS_PATH = "meta/wamkit_statistics.json"
 FORMAT = 1
@@ -226,20 +229,24 @@ def current_statistics(
 ) -> dict[str, Statistics]:
     """The dataset's statistics: from its file when that describes the dataset as it is, else computed and written.
 
+    A dataset that cannot be written is used as it is; its statistics are computed again the next time.
+
     Args:
         dataset: on disk.
         progress: called with (episodes read, episodes) when they are computed.
 
     Raises:
         ValueError: as `compute_statistics`.
-        OSError: writing failed.
     """
     fingerprint = dataset.fingerprint()
     path = dataset.root / STATISTICS_PATH
     if path.is_file() and _read_json(path).get("fingerprint") == fingerprint:
         return read_statistics(dataset.root, fingerprint=fingerprint)
     statistics = compute_statistics(dataset, progress=progress)
-    write_statistics(dataset.root, statistics, fingerprint=fingerprint)
+    try:
+        write_statistics(dataset.root, statistics, fingerprint=fingerprint)
+    except OSError as error:
+        logger.warning("cannot keep statistics in %s (%s); they are computed anew each time", path, error)
     return statistics
 
 

@@ -65,6 +65,18 @@ class VideoSettings:
         if self.keyframe_interval < 1:
             raise ValueError(f"video keyframe_interval: expected 1 or more, got {self.keyframe_interval}")
 
+    def require_size(self, height: int, width: int) -> None:
+        """Refuse frames that the pixel format cannot hold.
+
+        Raises:
+            ValueError: an odd size for `yuv420p`.
+        """
+        if self.pixel_format == "yuv420p" and (height % 2 or width % 2):
+            raise ValueError(
+                f"expected even height and width for yuv420p, got {height}x{width}; choose an even size (--size), or "
+                "pixel_format='yuv444p'"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
@@ -101,11 +113,7 @@ def encode_video(frames: UInt8[np.ndarray, "t h w 3"], *, fps: int, settings: Vi
     num_frames, height, width, _ = frames.shape
     if num_frames == 0:
         raise ValueError("expected at least one frame to encode, got none")
-    if settings.pixel_format == "yuv420p" and (height % 2 or width % 2):
-        raise ValueError(
-            f"expected even height and width for yuv420p, got {height}x{width}; change the camera's size or use "
-            "pixel_format='yuv444p'"
-        )
+    settings.require_size(height, width)
     if settings.codec == "av1":
         os.environ.setdefault(
             "SVT_LOG", "1"

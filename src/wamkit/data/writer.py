@@ -45,14 +45,16 @@ class LeRobotWriter:
     """Appends episodes to a dataset folder; a context manager.
 
     Args:
-        root: dataset folder; created, or continued when it holds a dataset of the same robot.
+        root: dataset folder; created, or continued when it holds a dataset of the same robot. One without episodes
+            counts as empty: it takes another robot, rate and video settings.
         robot: what is recorded; stored in `info.json`.
         fps: rows and frames per second; the robot's `control_hz` when `None`.
         video: how frames are encoded; the settings of the existing dataset when `None` and there is one.
 
     Raises:
         SpecMismatch: the folder holds a dataset of another robot.
-        ValueError: `fps` is not a whole number, or differs from the existing dataset's, or so do the video settings.
+        ValueError: `fps` is not a whole number, the cameras' size cannot be encoded, or rate or video settings differ
+            from the existing dataset's.
         DatasetError: the existing dataset was not written by wamkit, or cannot be read.
         FileExistsError: the folder holds other things.
         BlockingIOError: another process is writing to the folder.
@@ -66,6 +68,8 @@ class LeRobotWriter:
         if rate != int(rate):
             raise ValueError(f"expected a whole number of frames per second (LeRobot stores an integer), got {rate}")
         self._fps = int(rate)
+        for camera in robot.cameras:
+            (video or VideoSettings()).require_size(camera.height, camera.width)
         self._require_own_folder()
         self._lock = FolderLock(self.root)
         self._lock.take()
@@ -227,10 +231,15 @@ class LeRobotWriter:
                 f"{self.root}: expected a dataset recorded by wamkit, found one without a robot spec; record into a "
                 "new folder"
             )
-        _require_same_robot(self.robot, RobotSpec.from_dict(own["robot"]), self.root)
+        stored = VideoSettings(**own["video"])
+        robot = RobotSpec.from_dict(own["robot"])
+        is_changed = (robot, info["fps"], stored) != (self.robot, self._fps, video or stored)
+        if is_changed and info["total_episodes"] == 0:
+            self._create(video or VideoSettings())  # a recording failed before its first episode
+            return
+        _require_same_robot(self.robot, robot, self.root)
         if info["fps"] != self._fps:
             raise ValueError(f"{self.root} holds {info['fps']} frames/s, the recording {self._fps}; use another folder")
-        stored = VideoSettings(**own["video"])
         if video is not None and video != stored:
             raise ValueError(
                 f"{self.root} is encoded with {stored}, the recording asks for {video}; use another folder"

@@ -6,6 +6,7 @@ pickles, so that it can cross a pipe between our own processes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -173,9 +174,9 @@ class DemonstrationOptions:
     record_video: bool = True
 
     def __post_init__(self) -> None:
-        if self.noise_std < 0 or self.max_steps < 1 or self.settle_steps < 0:
+        if not 0 <= self.noise_std < math.inf or self.max_steps < 1 or self.settle_steps < 0:
             raise ValueError(
-                "demonstration: expected noise_std >= 0, max_steps >= 1 and settle_steps >= 0, got "
+                "demonstration: expected a finite noise_std >= 0, max_steps >= 1 and settle_steps >= 0, got "
                 f"{self.noise_std}, {self.max_steps} and {self.settle_steps}"
             )
         if self.record_actions not in ("clean", "executed"):
