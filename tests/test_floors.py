@@ -10,14 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "draws", "types", "atomic", "lock", "progress", "trace", "versions", "weight_files", "typed"),
+    ("spec", "episode", "draws", "types", "atomic", "launcher", "lock", "progress", "trace", "versions", "weight_files", "typed"),
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),
     ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "rollout"),
     ("training", "evaluation", "serving"),
     ("recipes",),
-    ("cli", "verify", "verify_weights", "doctor"),
+    ("__main__", "cli", "verify", "verify_weights", "doctor"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = (3, 5)  # floors whose rooms never import each other

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from wamkit.launcher import is_first_process
 from wamkit.parallel import (
     any_process,
     from_rank_zero,
@@ -67,6 +68,22 @@ def test_a_world_without_a_rendezvous_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(RuntimeError, match=r"expected WORLD_SIZE to be a number of processes, got 'many'"):
         process_group("cpu").__enter__()
+
+
+@pytest.mark.parametrize("given", ["2", "5", "first"])
+def test_a_rank_that_the_world_does_not_have_is_refused_at_once(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = {"WORLD_SIZE": "2", "RANK": given, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in announced.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=rf"expected RANK from 0 to 1 with WORLD_SIZE=2, got '{given}'"):
+        process_group("cpu").__enter__()
+
+
+def test_a_rank_alone_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert is_first_process()
+    with process_group("cpu"):
+        assert not is_grouped() and rank() == 0
 
 
 def test_a_group_of_another_size_than_announced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

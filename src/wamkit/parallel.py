@@ -6,6 +6,7 @@ sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`) starts the processes
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from wamkit.launcher import announced_rank, announced_world_size, is_first_on_machine
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -141,10 +146,11 @@ def process_group(device: torch.device | str, *, alone: bool = False) -> Iterato
         alone: make a group of one when there is no launcher; sharded modules need one.
 
     Raises:
-        RuntimeError: `WORLD_SIZE` says something else than the process group, or than the launcher's other variables:
-            several processes would each believe they are alone and overwrite one another.
+        RuntimeError: `RANK` is not below `WORLD_SIZE`; or `WORLD_SIZE` says something else than the process group, or
+            than the launcher's other variables: several processes would each believe they are alone and overwrite one
+            another.
     """
-    announced = _announced_world_size()
+    announced = announced_world_size()
     if is_grouped():
         _require_agreement(announced)
         yield
@@ -166,19 +172,16 @@ def process_group(device: torch.device | str, *, alone: bool = False) -> Iterato
                 f"to make one; {announced} copies of this process would overwrite each other's checkpoints. Start it "
                 f"with `torchrun --nproc-per-node {announced} -m wamkit.cli.main train …`, or unset WORLD_SIZE"
             )
+        announced_rank()
+        if is_first_on_machine():
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            logger.info("waiting for %d processes to meet at %s", announced, address)
         dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
     try:
         _require_agreement(announced)
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _announced_world_size() -> int:
-    text = os.environ.get("WORLD_SIZE", "").strip() or "1"
-    if not text.isdigit() or int(text) < 1:
-        raise RuntimeError(f"expected WORLD_SIZE to be a number of processes, got {text!r}; unset it or correct it")
-    return int(text)
 
 
 def _require_agreement(announced: int) -> None:

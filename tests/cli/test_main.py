@@ -114,9 +114,83 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_bug_of_ours_is_not_dressed_up(probe: Callable[..., int]) -> None:
-    with pytest.raises(KeyError):
-        probe("{}['absent']")
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("return {}['absent']", "KeyError: 'absent'"),
+        ("return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("return None.shape", "AttributeError: 'NoneType' object has no attribute 'shape'"),
+        ("return [][1]", "IndexError: list index out of range"),
+        ("return len(3)", "TypeError: object of type 'int' has no len()"),
+    ],
+)
+def test_a_defect_of_ours_is_called_one(
+    body: str, kind: str, probe: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert probe(body) == 1
+    message = f"wamkit probe: error: this is a defect of wamkit, or a damaged file: {kind}"
+    assert capsys.readouterr().err == f"{message}; run again with --debug for the traceback\n"
+    assert probe(body, "--debug") == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and shown.endswith(f"{message}\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("EEXIST", "expected a new name or a folder, something else is at /data/run; remove that"),
+        ("ENOTDIR", "expected a folder in front of every '/' of /data/run, one of them is a file; correct the path"),
+        ("EISDIR", "expected a file at /data/run, it is a folder"),
+        ("EACCES", "/data/run may not be read or written by this user; change its permissions"),
+        ("EROFS", "/data/run is on a file system that can only be read; choose another place"),
+    ],
+)
+def test_what_the_system_refuses_is_explained(
+    code: str, message: str, probe: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert probe(f"raise OSError(errno.{code}, 'No', '/data/run')") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_one_process_says_the_others_do_not_repeat(
+    probe: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert probe("raise ValueError('wrong')") == 2
+    with pytest.raises(SystemExit) as ended:
+        probe("return 0", "--cuont", "3")
+    assert ended.value.code == 2 and capsys.readouterr().err == ""
+    assert probe("raise RuntimeError('no memory')") == 2, "may have happened on this one alone"
+    assert "no memory" in capsys.readouterr().err
+    assert probe("raise ValueError('wrong')", "--debug") == 2
+    assert "error: wrong" in capsys.readouterr().err
+
+
+def test_a_value_that_a_setting_refuses_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "debug", "--stages.0.steps", "-1"]) == 2
+    said = capsys.readouterr().err
+    assert said == "wamkit train: error: --stages.0: stage 'video_only': expected a positive steps, got -1\n"
+
+
+@pytest.mark.parametrize("command", [["train"], ["data", "encode"]])
+def test_a_misspelt_recipe_gets_a_guess(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "debgu", "--data.root", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown recipe 'debgu'; did you mean 'debug'? choose among: wav-metaworld, " in said
+    assert said.count("\n") == 1
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "wamkit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"wamkit {__version__}\n"
+
+
+def test_a_number_of_processes_that_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    assert main(["train", "debug", "--data.root", "x", "--output", "y"]) == 2
+    assert "expected WORLD_SIZE to be a number of processes, got 'abc'" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_130(probe: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
 
@@ -142,7 +142,7 @@ def _encode(options: Run) -> int:
     from wamkit.recipes.execute import encode
 
     report = encode(options)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(
             f"{report.folder} holds {report.episodes} episodes in {report.num_bytes / 1e6:.1f} MB, {report.encoded} of "
             "them encoded now; train with the same settings"

@@ -5,15 +5,18 @@ A command is a module with `Options`, a frozen dataclass or a union of them (its
 their defaults) also has `parse(arguments)`. Its module is imported when the command is chosen, so help comes
 at once.
 
-Exit status: 0 done; 1 the command says no (a failed check); 2 wrong use, wrong data or a machine that lacks something,
-with one message; 130 interrupted.
+Exit status: 0 done; 1 the command says no (a failed check), or it has a defect; 2 wrong use, wrong data or a machine
+that lacks something, with one message; 130 interrupted. Of several processes under a launcher the first on
+each machine speaks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -22,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wamkit import __version__
+from wamkit.launcher import is_first_on_machine
 
 
 class Command(NamedTuple):
@@ -43,6 +47,16 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("wamkit.cli.verify", "compare with recorded numbers; say what weights are"),
     "report": Command("wamkit.cli.report", "turn evaluations into one self-contained HTML page"),
     "doctor": Command("wamkit.cli.doctor", "report on this machine: versions, GL, codecs, known traps"),
+}
+
+
+_REMEDIES = {
+    errno.EEXIST: "expected a new name or a folder, something else is at {path}; remove that, or choose another name",
+    errno.ENOTDIR: "expected a folder in front of every '/' of {path}, one of them is a file; correct the path",
+    errno.EISDIR: "expected a file at {path}, it is a folder; correct the path",
+    errno.EACCES: "{path} may not be read or written by this user; change its permissions, or choose another place",
+    errno.EPERM: "{path} may not be changed by this user; change its permissions, or choose another place",
+    errno.EROFS: "{path} is on a file system that can only be read; choose another place",
 }
 
 
@@ -76,19 +90,8 @@ def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("wamkit").setLevel(logging.DEBUG if is_debug else logging.INFO)
     try:
-        import tyro
-
         command = importlib.import_module(module)
-        wanted, default, arguments = options(command, arguments)
-        chosen = tyro.cli(
-            wanted,
-            prog=f"wamkit {name}",
-            description=command.__doc__,
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-            **default,
-        )
-        status: int = command.run(chosen)
+        status: int = command.run(_chosen(name, command, arguments))
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -101,8 +104,56 @@ def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if is_debug:
             traceback.print_exc()
-        print(f"wamkit {name}: error: {_explained(error)}", file=sys.stderr)
+        # What a user did wrong is wrong on every process; a RuntimeError (no memory, no connection) may be of one.
+        if is_debug or isinstance(error, RuntimeError) or is_first_on_machine():
+            print(f"wamkit {name}: error: {_explained(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        # Nothing that a command foresees. It is no more use to a user than its kind and text.
+        if is_debug:
+            traceback.print_exc()
+        advice = "" if is_debug else "; run again with --debug for the traceback"
+        print(
+            f"wamkit {name}: error: this is a defect of wamkit, or a damaged file: {type(error).__name__}: {error}"
+            f"{advice}",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _chosen(name: str, command: Any, arguments: list[str]) -> Any:
+    """The options that the arguments say.
+
+    Raises:
+        ValueError: a value that its dataclass refuses.
+        SystemExit: help was asked for, or an argument cannot be read, which is printed.
+    """
+    import tyro
+
+    wanted, default, arguments = options(command, arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                wanted,
+                prog=f"wamkit {name}",
+                description=command.__doc__,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **default,
+            )
+    except SystemExit as ended:
+        # tyro frames a dataclass's own ValueError, under a name of its own when there are sub-commands.
+        refused = ended.__context__
+        option, message = getattr(refused, "arg", None), getattr(refused, "message", "")
+        if isinstance(option, str) and message:
+            said = io.StringIO()
+            option = ".".join(part for part in option.split(".") if not part.startswith("__tyro"))
+            raise ValueError(f"--{option}: {message}" if option else message) from refused
+        raise
+    finally:
+        if is_first_on_machine():
+            sys.stderr.write(said.getvalue())
 
 
 def options(command: Any, arguments: list[str]) -> tuple[Any, dict[str, Any], list[str]]:
@@ -123,6 +174,8 @@ def _explained(error: Exception) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{message}. The disk is full: free some space and run the same command again."
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _REMEDIES:
+        return _REMEDIES[error.errno].format(path=error.filename2 or error.filename) + f" ({error.strerror})"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] != "wamkit":
         return f"{message}. Install what this command needs, for instance with: bash runs/setup.sh"
     return message

@@ -252,7 +252,8 @@ class _Run:
                 finished, stop = self._run_stage(index, unfinished, request)
                 if stop and not (finished and index == len(self.stages) - 1):
                     stopped_by = next(filter(None, gathered(request.signal)))
-                    logger.warning("stopped by %s; saved in %s; run again to continue", stopped_by, self.checkpoint)
+                    if rank() == 0:
+                        logger.warning("stopped by %s; saved in %s; run again to continue", stopped_by, self.checkpoint)
                     break
         assert self.checkpoint is not None
         return TrainReport(
