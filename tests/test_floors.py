@@ -10,7 +10,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
-    ("spec", "episode", "draws", "types", "atomic", "launcher", "lock", "progress", "trace", "versions", "weight_files", "typed"),
+    (
+        "spec",
+        "episode",
+        "draws",
+        "types",
+        "atomic",
+        "launcher",
+        "lock",
+        "progress",
+        "trace",
+        "versions",
+        "weight_files",
+        "typed",
+    ),
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),

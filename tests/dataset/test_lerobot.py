@@ -321,7 +321,23 @@ def test_folders_that_are_no_dataset(tmp_path):
         ({"codebase_version": None}, "got None"),
         ({"fps": 0}, "expected a positive number as fps, got 0"),
         ({"data_path": None}, r"the keys .*\['data_path'\] are missing"),
-        ({"video_path": None}, r"\['video_path'\] are missing"),
+        ({"video_path": None}, "expected the key 'video_path', since there are videos"),
+        ({"features": 3}, r"info\.json: expected an object as features, got 3"),
+        ({"features": {"action": None}}, r"expected a dtype and a shape .* as features\.action, got None"),
+        ({"features": {"action": {"dtype": "float32"}}}, r"as features\.action, got \{'dtype': 'float32'\}"),
+        ({"features": {"action": {"dtype": 3, "shape": [3]}}}, r"as features\.action, got"),
+        ({"features": {"action": {"dtype": "float32", "shape": "3"}}}, r"as features\.action, got"),
+        ({"features": {"observation.images.a": {"dtype": "video", "shape": [3]}}}, "three for a camera"),
+        ({"fps": "20"}, "expected a positive number as fps, got '20'"),
+        ({"fps": True}, "expected a positive number as fps, got True"),
+        ({"total_episodes": "2"}, "expected a whole number as total_episodes, got '2'"),
+        ({"total_episodes": [2]}, r"expected a whole number as total_episodes, got \[2\]"),
+        ({"total_frames": -1}, "expected a whole number as total_frames, got -1"),
+        ({"data_path": 7}, r"expected a path with \{chunk_index\} and \{file_index\} as data_path, got 7"),
+        ({"data_path": "data/{episode}.parquet"}, "as data_path, got 'data/{episode}.parquet'"),
+        ({"video_path": ["v"]}, "as video_path, got"),
+        ({"wamkit": []}, r"expected an object .* as wamkit, got \[\]"),
+        ({"wamkit": {"robot": 3}}, "as wamkit, got"),
         ({"total_episodes": 5}, r"expected the episodes 0 to 4 once each, got 2 rows \(episode 2 is missing"),
         ({"total_frames": 9}, r"expected total_frames to be the episodes' 25 rows, got 9"),
     ],
@@ -330,6 +346,15 @@ def test_metadata_that_cannot_be_right(write_dataset, changes, message):
     root, _ = write_dataset(2)
     edit_info(root, **changes)
     with pytest.raises(DatasetError, match=message):
+        LeRobotDataset(root)
+
+
+@pytest.mark.parametrize("key", ["features", "fps", "total_episodes", "total_frames", "data_path", "wamkit"])
+def test_metadata_that_hold_nothing(write_dataset, key):
+    root, _ = write_dataset(0)
+    info = json.loads((root / INFO).read_text()) | {key: None}
+    (root / INFO).write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match=rf"info\.json: expected .* as {key}, got None; copy the dataset again"):
         LeRobotDataset(root)
 
 

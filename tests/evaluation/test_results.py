@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     log = EpisodeLog(tmp_path)
     log.append(record(0))
     log.path.write_text('{"task": "push-v3"}\n' + log.path.read_text())
-    with pytest.raises(ValueError, match=r"episodes.jsonl, line 1: expected an episode record"):
+    with pytest.raises(ValueError, match=r"episodes.jsonl, line 1: episode record: expected the keys"):
         log.read()
 
 
@@ -118,14 +119,34 @@ def test_results_round_trip(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "results.json: expected results"),
-        ('{"format": "other"}', "expected format 'wamkit-results/1', got 'other'"),
-        ('{"format": "wamkit-results/1", "policy": {}}', "results.json: expected results"),
+        ('{"format": "other"}', "expected results of format 'wamkit-results/1', got 'other'"),
+        (
+            '{"format": "wamkit-results/1", "policy": {}}',
+            r"results.json: results: expected the keys .*'protocol'.* missing",
+        ),
         ("[]", "results.json: expected results"),
     ],
 )
 def test_damaged_results_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=message):
+        Results.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("policy", None, "PolicyIdentity: expected an object with the keys name, fingerprint"),
+        ("tasks", [], "expected tasks as an object"),
+        ("overall", 3, "TaskScore: expected an object"),
+        ("execution_horizon", "8", 'expected execution_horizon as a whole number, got "8"'),
+        ("machine", None, "expected machine as an object"),
+    ],
+)
+def test_values_of_a_wrong_type_are_named(tmp_path: Path, key: str, value: object, message: str) -> None:
+    content = json.loads(results().save(tmp_path).read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(ValueError, match=rf"results\.json: .*{message}.*; restore the file, or make it again"):
         Results.load(tmp_path)
 
 

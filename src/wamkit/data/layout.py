@@ -187,14 +187,65 @@ def read_info(root: Path) -> dict[str, Any]:
             "LeRobot's own conversion script"
         )
     needed = {"fps", "features", "total_episodes", "total_frames", "data_path"}
-    if any(words.is_video(feature) for feature in info.get("features", {}).values()):
-        needed.add("video_path")
     missing = sorted(needed - info.keys())
     if missing:
         raise DatasetError(f"{path}: expected the keys {sorted(needed)}, {missing} are missing; copy the dataset again")
-    if not (isinstance(info["fps"], (int, float)) and math.isfinite(info["fps"]) and info["fps"] > 0):
-        raise DatasetError(f"{path}: expected a positive number as fps, got {info['fps']!r}")
+    for key, expected, is_right in _KEYS:
+        if key in info and not is_right(info[key]):
+            raise DatasetError(f"{path}: expected {expected} as {key}, got {info[key]!r}; copy the dataset again")
+    for name, feature in info["features"].items():
+        _check_feature(path, name, feature)
+    if any(map(words.is_video, info["features"].values())) and not info.get("video_path"):
+        raise DatasetError(f"{path}: expected the key 'video_path', since there are videos; copy the dataset again")
     return info
+
+
+def _check_feature(path: Path, name: str, feature: Any) -> None:
+    shape = feature.get("shape") if isinstance(feature, dict) else None
+    is_right = isinstance(shape, list) and all(map(_is_count, shape)) and isinstance(feature.get("dtype"), str)
+    if not is_right or (words.camera_name(name) != name and len(shape or ()) != 3):
+        raise DatasetError(
+            f"{path}: expected a dtype and a shape (a list of whole numbers, three for a camera) as features.{name}, "
+            f"got {feature!r}; copy the dataset again"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return bool(value.format(chunk_index=0, file_index=0, video_key="camera"))
+    except (AttributeError, LookupError, ValueError, TypeError):
+        return False
+
+
+def _is_own_part(value: Any) -> bool:
+    """Whether our part of `info.json` has the form that other code relies on."""
+    if not isinstance(value, dict) or not isinstance(value.get("columns", []), list):
+        return False
+    return all(isinstance(value.get(key, {}), dict) for key in ("robot", "video", "notes"))
+
+
+_KEYS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("fps", "a positive number", _is_rate),
+    ("features", "an object", lambda value: isinstance(value, dict)),
+    ("total_episodes", "a whole number", _is_count),
+    ("total_frames", "a whole number", _is_count),
+    ("total_tasks", "a whole number", _is_count),
+    ("data_path", "a path with {chunk_index} and {file_index}", _is_path),
+    (
+        "video_path",
+        "a path with {video_key}, {chunk_index} and {file_index}",
+        lambda value: value is None or _is_path(value),
+    ),
+    (words.WAMKIT, "an object (with objects as robot, video and notes, and a list as columns)", _is_own_part),
+)
 
 
 def read_tasks(root: Path) -> list[str]:

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -101,27 +100,6 @@ class Errors:
     windows: tuple[WindowErrors, ...]
     value: ChannelErrors | None
     video: tuple[FrameErrors, ...]
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Errors:
-        """From `dataclasses.asdict`, or its JSON.
-
-        Raises:
-            KeyError: a key is missing.
-            TypeError: a key is unknown.
-        """
-        windows = [
-            {**item, "action_mse_per_channel": _tuple(item["action_mse_per_channel"])} for item in data["windows"]
-        ]
-        return cls(
-            num_chunks=data["num_chunks"],
-            num_rows=data["num_rows"],
-            actions=tuple(ChannelErrors(**item) for item in data["actions"]),
-            states=tuple(ChannelErrors(**item) for item in data["states"]),
-            windows=tuple(WindowErrors(**item) for item in windows),
-            value=None if data["value"] is None else ChannelErrors(**data["value"]),
-            video=tuple(FrameErrors(**item) for item in data["video"]),
-        )
 
 
 def measure(

@@ -120,19 +120,7 @@ class OpenLoopResults:
             FileNotFoundError: the folder holds none.
             ValueError: it is not a result of this format.
         """
-
-        def parse(data: dict[str, Any]) -> OpenLoopResults:
-            data["protocol"] = OpenLoopProtocol(**data["protocol"])
-            data["policy"] = PolicyIdentity(**data["policy"])
-            data["dataset"] = DatasetIdentity(**data["dataset"])
-            data["seeds"] = tuple(data["seeds"])
-            data["total"] = Errors.from_dict(data["total"])
-            data["episodes"] = tuple(
-                EpisodeErrors(**{**item, "errors": Errors.from_dict(item["errors"])}) for item in data["episodes"]
-            )
-            return cls(**data)
-
-        return read_results(folder / RESULTS_FILE, FORMAT, parse, advice=lambda: "make it with `wamkit openloop`")
+        return read_results(folder / RESULTS_FILE, FORMAT, cls, advice=lambda: "make it with `wamkit openloop`")
 
 
 def prediction_path(folder: Path, episode: int, seed: int) -> Path:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.statistics import quantile, wilson_interval
+from wamkit.typed import blame, read_fields
 from wamkit.versions import SIMULATORS
 
 FORMAT = "wamkit-results/1"
@@ -106,12 +107,7 @@ class EpisodeRecord:
         Raises:
             ValueError: not a record.
         """
-        try:
-            data = json.loads(line)
-            tuples = {key: tuple(data[key]) for key in ("latency_seconds", "batch_sizes")}
-            return cls(**{**data, **tuples})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected an episode record, got {line[:80]!r} ({error})") from error
+        return read_fields(cls, json.loads(line), "episode record")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,43 +209,36 @@ class Results:
             FileNotFoundError: the folder holds none.
             ValueError: it is not a result of this format.
         """
-
-        def parse(data: dict[str, Any]) -> Results:
-            data["policy"] = PolicyIdentity(**data["policy"])
-            data["tasks"] = {task: _score(score) for task, score in data["tasks"].items()}
-            data["overall"] = _score(data["overall"])
-            data["latency"] = Latency(**data["latency"])
-            return cls(**data)
-
-        return read_results(folder / RESULTS_FILE, FORMAT, parse, advice=lambda: _advice(folder))
+        return read_results(folder / RESULTS_FILE, FORMAT, cls, advice=lambda: _advice(folder))
 
 
 T = TypeVar("T")
 
 
-def read_results(path: Path, format: str, parse: Callable[[dict[str, Any]], T], *, advice: Callable[[], str]) -> T:
+def read_results(path: Path, format: str, kind: type[T], *, advice: Callable[[], str]) -> T:
     """Read a results file that names its format.
 
     Args:
         path: the file.
         format: its expected format.
-        parse: makes the result of the file's content.
+        kind: the dataclass that it holds.
         advice: what to do when there is no such file.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a result of this format.
+        ValueError: it is not a result of this format; the message names the file and the key.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}; {advice()}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = data.pop("format", None)
-        if found != format:
-            raise ValueError(f"{path}: expected format {format!r}, got {found!r}")
-        return parse(data)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: expected results of format {format!r}, got something else ({error})") from error
+    found = data.pop("format", None) if isinstance(data, dict) else None
+    if found != format:
+        raise ValueError(f"{path}: expected results of format {format!r}, got {found!r}; make them again")
+    with blame(path, "restore the file, or make it again"):
+        return read_fields(kind, data, "results")
 
 
 class EpisodeLog:
@@ -332,11 +321,6 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON file so that a kill at any moment leaves the old one or the new one."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _score(data: dict[str, Any]) -> TaskScore:
-    tuples = {key: tuple(data[key]) for key in ("interval", "seeds", "layouts")}
-    return TaskScore(**{**data, **tuples})
 
 
 def _advice(folder: Path) -> str:
