@@ -86,7 +86,8 @@ def test_every_difference_is_listed() -> None:
     [
         ({"cameras": (ROBOT.cameras[0], ROBOT.cameras[0])}, "distinct camera names"),
         ({"gripper_channels": (2,)}, "outside the 2 actions"),
-        ({"control_hz": 0.0}, "positive control_hz"),
+        ({"control_hz": 0.0}, "positive, finite control_hz"),
+        ({"control_hz": float("nan")}, "positive, finite control_hz"),
     ],
 )
 def test_a_robot_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
@@ -101,9 +102,44 @@ def test_other_nonsense_is_refused() -> None:
         dataclasses.replace(POLICY, execution_horizon=9)
     with pytest.raises(ValueError, match="not \\['top'\\]"):
         ROBOT.with_cameras(("top",))
-    with pytest.raises(ValueError, match="unknown keys \\['colour'\\]"):
+    with pytest.raises(ValueError, match=r"robot spec: expected the keys .*\['colour'\] unknown"):
         RobotSpec.from_dict({**ROBOT.to_dict(), "colour": "red"})
     with pytest.raises(ValueError, match="robot spec: expected the keys"):
         RobotSpec.from_dict({"name": "arm"})
     with pytest.raises(ValueError, match="policy spec: expected the keys"):
         PolicySpec.from_dict({"robot": ROBOT.to_dict()})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": None}, "expected family as text, got null"),
+        ({"num_context": "2"}, 'expected num_context as a whole number, got "2"'),
+        ({"num_context": 0}, "expected num_context of 1 or more, got 0"),
+        ({"tasks": "open it"}, 'expected tasks as a list, got "open it"'),
+        ({"image_size": [64]}, r"expected image_size as a list of 2, got \[64\]"),
+        ({"image_size": [64, -1]}, "expected a positive image_size"),
+        ({"robot": {}}, "robot: .*expected the keys name, cameras"),
+        ({"robot": [1]}, "robot: .*expected an object"),
+    ],
+)
+def test_a_spec_of_other_types_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PolicySpec.from_dict(json.loads(json.dumps({**POLICY.to_dict(), **change})))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "expected name as text, got null"),
+        ({"height": 64.5}, "expected height as a whole number, got 64.5"),
+        ({"intrinsics": [[1.0, 0.0], [0.0, 1.0]]}, "expected intrinsics of 3 rows of 3 numbers"),
+        ({"intrinsics": [["x"]]}, r"expected intrinsics\[0\]\[0\] as a finite number"),
+        ({"pose": 3}, "expected pose as a list, got 3"),
+    ],
+)
+def test_a_camera_of_other_types_is_refused(change: dict[str, Any], message: str) -> None:
+    robot = json.loads(json.dumps(ROBOT.to_dict()))
+    robot["cameras"][1] |= change
+    with pytest.raises(ValueError, match=rf"cameras\[1\]: .*{message}"):
+        RobotSpec.from_dict(robot)

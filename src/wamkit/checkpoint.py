@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from wamkit.atomic import atomic_folder, complete_folder
 from wamkit.model_card import model_card
 from wamkit.spec import PolicySpec
+from wamkit.typed import COPY_AGAIN, blame, read_value
 from wamkit.weight_files import StoredWeights, check_weights, read_json, read_weights, write_json, write_weights
 
 TRAINING_STATE = "training_state"
@@ -168,11 +169,14 @@ def read_policy(path: Path | str) -> PolicyFiles:
     config, spec, statistics, training = (read_json(folder / name) for name in _JSON_FILES)
     family = config.pop("type", None)
     if not isinstance(family, str):
-        raise ValueError(f"{folder / 'config.json'}: expected the model family under 'type', got {family!r}")
-    try:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected the model family under 'type', got {family!r}; {COPY_AGAIN}"
+        )
+    with blame(folder / "spec.json", COPY_AGAIN):
         parsed = PolicySpec.from_dict(spec)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'spec.json'}: {error}; restore the file from a backup, or train again") from error
+    with blame(folder / "training.json", COPY_AGAIN):
+        read_value(dict[str, Any] | None, training.get("recipe"), "recipe")
+        read_value(dict[str, Any], training.get("versions", {}), "versions")
     if parsed.family != family:
         raise ValueError(
             f"{path}: config.json says family {family!r}, spec.json says {parsed.family!r}; the folder mixes two "

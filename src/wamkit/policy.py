@@ -28,6 +28,7 @@ from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
 from wamkit.planning.gaussian import Distributions
 from wamkit.spec import PolicySpec
+from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,38 @@ class Transforms:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing.
+            ValueError: a key is missing, or a value is of another type or not finite; the message names it.
         """
         missing = sorted({"state", "action", "value"} - set(data))
         if missing:
-            raise ValueError(f"statistics.json: expected the keys state, action and value, {missing} not found")
-        value = None if data["value"] is None else ValueTransform.from_dict(data["value"])
-        state = Normalizer.from_dict(data["state"])
-        return cls(state=state, action=ActionTransform.from_dict(data["action"], state=state), value=value)
+            raise ValueError(f"expected the keys state, action and value, {missing} not found")
+        with blame("state"):
+            state = Normalizer.from_dict(data["state"])
+        with blame("action"):
+            action = ActionTransform.from_dict(data["action"], state=state)
+        with blame("value"):
+            value = None if data["value"] is None else ValueTransform.from_dict(data["value"])
+        return cls(state=state, action=action, value=value)
+
+    def check_widths(self, *, state: int, action: int, value: int) -> None:
+        """Refuse statistics of other vectors than the policy's.
+
+        Args:
+            state: channels of the robot's state.
+            action: channels of its actions.
+            value: channels of the model's values; 0 without values.
+
+        Raises:
+            ValueError: naming each vector that differs.
+        """
+        widths = {
+            "state": (state, self.state.width),
+            "action": (action, self.action.width),
+            "value": (value, value if self.value is None else self.value.width),
+        }
+        differ = [f"{name} of {wanted} channels, got {got}" for name, (wanted, got) in widths.items() if wanted != got]
+        if differ:
+            raise ValueError(f"expected the statistics of {'; '.join(differ)}")
 
 
 @dataclass
@@ -316,6 +341,27 @@ class Policy:
         )
 
 
+def read_settings(files: PolicyFiles) -> tuple[Any, Transforms]:
+    """The family's configuration and the normalisation of a policy folder, held to its spec; no weights are read.
+
+    Args:
+        files: of the folder.
+
+    Raises:
+        ValueError: a file holds something else, or the files do not fit each other; the message names the file.
+    """
+    with blame(files.folder / "config.json", COPY_AGAIN):
+        config = family_module(files.family).FAMILY.read_config(files.config)
+    robot = files.spec.robot
+    with blame(f"{files.folder}: spec.json does not fit config.json", COPY_AGAIN):
+        config.check_spec(files.spec)
+    with blame(files.folder / "statistics.json", COPY_AGAIN):
+        transforms = Transforms.from_dict(files.statistics)
+    with blame(f"{files.folder}: statistics.json does not fit config.json and spec.json", COPY_AGAIN):
+        transforms.check_widths(state=len(robot.state), action=len(robot.action), value=config.value_channels)
+    return config, transforms
+
+
 def load_policy(
     folder: Path | str,
     *,
@@ -346,19 +392,19 @@ def load_policy(
         FileNotFoundError: no folder, or a file of it is missing.
         ValueError: a file is damaged, or weights, configuration and codecs do not fit each other.
     """
-    files: PolicyFiles = read_policy(folder)
-    module = family_module(files.family)
-    model = module.FAMILY.load(
-        files.config, files.open_weights(), files.codecs, source=str(folder), dtype=dtype, pretrained=pretrained
+    files = read_policy(folder)
+    config, transforms = read_settings(files)
+    if planner is not None and not config.value_channels:
+        raise ValueError(f"{folder} has no value expert, so there is nothing to plan by; use planner=None")
+    model = family_module(files.family).FAMILY.load(
+        config, files.open_weights(), files.codecs, source=str(folder), dtype=dtype, pretrained=pretrained
     )
     model.to(device)
     model.network.eval()
-    if planner is not None and not model.config.value_channels:
-        raise ValueError(f"{folder} has no value expert, so there is nothing to plan by; use planner=None")
     return Policy(
         model,
         files.spec,
-        Transforms.from_dict(files.statistics),
+        transforms,
         planner=planner,
         max_rows=max_rows,
         video_guidance=video_guidance,

@@ -2,15 +2,18 @@
 
 A `RobotSpec` says what a robot, simulator or dataset records; a `PolicySpec` says what a policy was trained on. They
 are compared whenever policy, dataset and environment meet, because a silent mismatch (camera order, gripper sign,
-control rate, rotation format) is the field's most frequent cause of 0 % success. This module needs only the standard
-library.
+control rate, rotation format) is the field's most frequent cause of 0 % success. This module and `typed`, which reads
+it, need only the standard library.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from wamkit.typed import check_least, read_fields
 
 ActionKind = Literal["absolute", "delta", "relative"]
 GripperSign = Literal["open_positive", "close_positive", "none"]
@@ -45,6 +48,10 @@ class CameraSpec:
             raise ValueError(
                 f"camera {self.name!r}: expected positive height and width, got {self.height}x{self.width}"
             )
+        for key, size in (("intrinsics", 3), ("pose", 4)):
+            matrix = getattr(self, key)
+            if matrix is not None and [len(row) for row in matrix] != [size] * size:
+                raise ValueError(f"camera {self.name!r}: expected {key} of {size} rows of {size} numbers, got {matrix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +106,8 @@ class RobotSpec:
             raise ValueError(
                 f"robot {self.name!r}: gripper channels {wrong} are outside the {len(self.action)} actions"
             )
-        if self.control_hz <= 0:
-            raise ValueError(f"robot {self.name!r}: expected a positive control_hz, got {self.control_hz}")
+        if not 0 < self.control_hz < math.inf:
+            raise ValueError(f"robot {self.name!r}: expected a positive, finite control_hz, got {self.control_hz}")
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -124,25 +131,13 @@ class RobotSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RobotSpec:
+    def from_dict(cls, data: object) -> RobotSpec:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown, or a value is out of range.
+            ValueError: a key is missing or unknown, or a value of another type or out of range; the message names it.
         """
-        known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ValueError(f"robot spec: unknown keys {unknown}; known keys are {sorted(known)}")
-        try:
-            values = dict(data)
-            values["cameras"] = tuple(_camera(camera) for camera in data["cameras"])
-            values["state"] = tuple(ChannelSpec(**channel) for channel in data["state"])
-            values["action"] = tuple(ChannelSpec(**channel) for channel in data["action"])
-            values["gripper_channels"] = tuple(data.get("gripper_channels", ()))
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"robot spec: expected the keys {sorted(known)}, got {sorted(data)} ({error})") from error
+        return read_fields(cls, data, "robot spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +170,9 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if self.preprocess not in get_args(Preprocess):
             raise ValueError(f"expected preprocess among {get_args(Preprocess)}, got {self.preprocess!r}")
+        check_least(self, "policy spec", 1, "num_context")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"policy spec: expected a positive image_size, got {self.image_size}")
         if not 1 <= self.execution_horizon <= self.action_horizon:
             raise ValueError(
                 f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, "
@@ -186,21 +184,13 @@ class PolicySpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
+    def from_dict(cls, data: object) -> PolicySpec:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: a key is missing or unknown, or a value of another type or out of range; the message names it.
         """
-        try:
-            values = {**data, "robot": RobotSpec.from_dict(data["robot"]), "tasks": tuple(data.get("tasks", ()))}
-            if values.get("image_size") is not None:
-                height, width = values["image_size"]
-                values["image_size"] = (int(height), int(width))
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            known = [item.name for item in dataclasses.fields(cls)]
-            raise ValueError(f"policy spec: expected the keys {known}, got {sorted(data)} ({error})") from error
+        return read_fields(cls, data, "policy spec")
 
 
 def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offered_by: str) -> None:
@@ -254,12 +244,3 @@ def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offe
 
 def _names(channels: tuple[ChannelSpec, ...]) -> list[str]:
     return [channel.name for channel in channels]
-
-
-def _camera(data: dict[str, Any]) -> CameraSpec:
-    matrices = {key: _rows(data.get(key)) for key in ("intrinsics", "pose")}
-    return CameraSpec(**{**data, **matrices})
-
-
-def _rows(matrix: Any) -> tuple[tuple[float, ...], ...] | None:
-    return None if matrix is None else tuple(tuple(float(number) for number in row) for row in matrix)

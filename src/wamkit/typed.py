@@ -104,7 +104,7 @@ def read_fields(cls: type[T], data: object, what: str, *, others: bool = False) 
 
 
 def read_value(annotation: Any, data: object, name: str) -> Any:
-    """A value from what JSON gave: lists become tuples, and dicts the dataclasses that the annotation names.
+    """A value from what JSON gave: lists become tuples, dicts the dataclasses that the annotation names, 1 becomes 1.0.
 
     Args:
         annotation: its type.
@@ -126,8 +126,10 @@ def read_value(annotation: Any, data: object, name: str) -> Any:
         if len(wanted) == len(data):
             each = enumerate(zip(wanted, data, strict=True))
             data = tuple(read_value(item, value, f"{name}[{index}]") for index, (item, value) in each)
+    if origin is dict and isinstance(data, dict):
+        data = {key: read_value(args[1], value, f"{name}[{key!r}]") for key, value in data.items()}
     _require(annotation, data, name, "")
-    return data
+    return float(cast(float, data)) if annotation is float else data
 
 
 def _annotations(cls: type) -> dict[str, Any]:

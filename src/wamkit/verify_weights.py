@@ -17,6 +17,7 @@ from wamkit.models.wav.initial import empty_network
 from wamkit.models.wav.layouts import OfficialNames, open_weights
 from wamkit.models.wav.load_policy import PROFILES, Profile, group_of, recognize
 from wamkit.models.wav.weights import LoadReport, check_fit
+from wamkit.typed import COPY_AGAIN, blame
 
 SIZES = {"libero": sizes.libero, "dualarm": sizes.dualarm, "small": sizes.small, "tiny": sizes.tiny}
 
@@ -126,7 +127,8 @@ def _config(model: str | Path) -> WAVConfig:
     files = read_policy(model)
     if files.family != "wav":
         raise ValueError(f"{model}: expected a policy of the family 'wav', got {files.family!r}")
-    return WAVConfig.from_dict(files.config)
+    with blame(files.folder / "config.json", COPY_AGAIN):
+        return WAVConfig.from_dict(files.config)
 
 
 def _not_finite(tensors: OfficialNames) -> list[str]:

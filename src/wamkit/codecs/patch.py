@@ -299,7 +299,7 @@ def _require_shapes(tensors: dict[str, Tensor], config: PatchCodecConfig, folder
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         listed = "; ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong)
-        raise ValueError(f"{folder / 'model.safetensors'}: tensors do not fit config.json ({listed}); {COPY_AGAIN}")
+        raise ValueError(f"{folder}: the tensors of model.safetensors do not fit config.json ({listed}); {COPY_AGAIN}")
 
 
 def _levels(patches: Float[Tensor, "n d"]) -> UInt8[Tensor, "n d"]:

@@ -10,9 +10,10 @@ cross episodes; the inverse uses the raw state of the matching channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from wamkit.data.transforms import ChannelStatistics, Kind, Normalizer
 from wamkit.spec import RobotSpec
+from wamkit.typed import check_fields, read_value
 
 ActionType = Literal["absolute", "delta", "relative"]
 
@@ -49,8 +51,9 @@ class ActionTransform:
     state: Normalizer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.type not in get_args(ActionType):
-            raise ValueError(f"expected an action type among {', '.join(get_args(ActionType))}, got {self.type!r}")
+        check_fields(self, "action transform")
+        if self.type == "absolute" and self.moving:
+            raise ValueError(f"expected no moving channels of absolute actions, got {list(self.moving)}")
         if len(self.moving) != len(self.state_channels):
             raise ValueError(
                 f"expected a state channel for each of the {len(self.moving)} moving channels, "
@@ -58,6 +61,11 @@ class ActionTransform:
             )
         if self.type == "relative" and self.state is None:
             raise ValueError("relative actions need the state's normaliser, got none")
+        if len(set(self.moving)) != len(self.moving) or not set(self.moving) <= set(range(self.width)):
+            raise ValueError(f"expected distinct moving channels among {self.width}, got {list(self.moving)}")
+        states = math.inf if self.state is None else self.state.width
+        if any(not 0 <= index < states for index in self.state_channels):
+            raise ValueError(f"expected state_channels among {states}, got {list(self.state_channels)}")
 
     @classmethod
     def from_statistics(
@@ -198,23 +206,26 @@ class ActionTransform:
         return data
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], *, state: Normalizer) -> ActionTransform:
+    def from_dict(cls, data: object, *, state: Normalizer) -> ActionTransform:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing, or the formula is another one.
+            ValueError: a key is missing, the formula is another one, or a value is of another type or not finite; the
+                message names it.
         """
+        normalizer = Normalizer.from_dict(data)
+        assert isinstance(data, dict)
         type = data.get("representation", "absolute")
-        if type not in FORMULAS or data.get("represented_as", FORMULAS[type]) != FORMULAS[type]:
+        if type not in list(FORMULAS) or data.get("represented_as", FORMULAS[type]) != FORMULAS[type]:
             raise ValueError(
                 f"action statistics: expected a representation among {FORMULAS}, got {type!r} as "
                 f"{data.get('represented_as')!r}; the file was written by another program or version"
             )
         return cls(
             type=type,
-            normalizer=Normalizer.from_dict(data),
-            moving=tuple(data.get("moving", ())),
-            state_channels=tuple(data.get("state_channels", ())),
+            normalizer=normalizer,
+            moving=read_value(tuple[int, ...], data.get("moving", ()), "moving"),
+            state_channels=read_value(tuple[int, ...], data.get("state_channels", ()), "state_channels"),
             state=None if type == "absolute" else state,
         )
 

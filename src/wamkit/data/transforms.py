@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wamkit.typed import check_fields, check_least, read_fields
+
 Kind = Literal["minmax", "meanstd"]
 
 FORMULAS: Final[dict[str, str]] = {
@@ -86,14 +88,14 @@ class Normalizer:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.kind not in FORMULAS:
-            raise ValueError(f"normaliser: expected kind to be one of {list(FORMULAS)}, got {self.kind!r}")
+        check_fields(self, "normaliser")
         widths = {name: len(getattr(self, name)) for name in ("q01", "q99", "mean", "std")}
         if len(set(widths.values())) != 1:
             raise ValueError(f"normaliser: expected as many channels in every statistic, got {widths}")
         wrong = [index for index in (*self.constant, *self.widened) if not 0 <= index < len(self.mean)]
         if wrong:
             raise ValueError(f"normaliser: channels {wrong} are outside the {len(self.mean)} channels")
+        check_least(self, "normaliser", 0, "epsilon")
         if min((*self._scale, 1.0)) <= 0:
             raise ValueError(
                 f"normaliser: expected {'q99 >= q01' if self.kind == 'minmax' else 'std >= 0'} in every channel, "
@@ -191,24 +193,17 @@ class Normalizer:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Normalizer:
+    def from_dict(cls, data: object) -> Normalizer:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing, or the formula is not the one of this kind.
+            ValueError: a key is missing, the formula is not the one of this kind, or a value is of another type or not
+                finite; the message names it.
         """
-        _check_formula("normaliser", data, FORMULAS.get(data.get("kind", ""), f"one of {list(FORMULAS.values())}"))
-        q01, q99, mean, std = (_floats("normaliser", data, name) for name in ("q01", "q99", "mean", "std"))
-        return cls(
-            kind=data["kind"],
-            q01=q01,
-            q99=q99,
-            mean=mean,
-            std=std,
-            constant=tuple(data.get("constant", ())),
-            widened=tuple(data.get("widened", ())),
-            epsilon=float(data["epsilon"]),
-        )
+        kind = data.get("kind") if isinstance(data, dict) else None
+        formula = FORMULAS.get(kind) if isinstance(kind, str) else None
+        _check_formula("normaliser", data, formula or f"one of {list(FORMULAS.values())}")
+        return read_fields(cls, data, "normaliser", others=True)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != self.width:
@@ -235,9 +230,12 @@ class ValueTransform:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or any(std < 0 for std in self.std):
+        check_fields(self, "value transform")
+        check_least(self, "value transform", 0, "epsilon")
+        if len(self.mean) != len(self.std) or min((*self.std, 0.0)) < 0 or min((*self.std, 1.0)) + self.epsilon <= 0:
             raise ValueError(
-                f"value transform: expected as many means as deviations of 0 or more, got {self.mean} and {self.std}"
+                f"value transform: expected as many means as deviations of 0 or more, and an epsilon above 0 "
+                f"where they are 0, got {self.mean}, {self.std} and {self.epsilon}"
             )
 
     @classmethod
@@ -284,15 +282,15 @@ class ValueTransform:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ValueTransform:
+    def from_dict(cls, data: object) -> ValueTransform:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing, or the formula is another one.
+            ValueError: a key is missing, the formula is another one, or a value is of another type or not finite; the
+                message names it.
         """
         _check_formula("value transform", data, VALUE_FORMULA)
-        mean, std = (_floats("value transform", data, name) for name in ("mean", "std"))
-        return cls(mean=mean, std=std, epsilon=float(data["epsilon"]))
+        return read_fields(cls, data, "value transform", others=True)
 
     def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[-1] != self.width:
@@ -303,15 +301,11 @@ class ValueTransform:
         return x.new_tensor(self.mean), x.new_tensor(self.std) + self.epsilon
 
 
-def _check_formula(what: str, data: dict[str, Any], formula: str) -> None:
+def _check_formula(what: str, data: object, formula: str) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{what}: expected an object with the formula and its statistics, got {data!r}")
     if data.get("formula") != formula or "epsilon" not in data:
         raise ValueError(
             f"{what}: expected the formula {formula!r} and an epsilon, got {data.get('formula')!r} and the keys "
             f"{sorted(data)}; the file was written by another program or version"
         )
-
-
-def _floats(what: str, data: dict[str, Any], name: str) -> tuple[float, ...]:
-    if name not in data:
-        raise ValueError(f"{what}: expected the key {name!r}, got {sorted(data)}")
-    return tuple(float(number) for number in data[name])

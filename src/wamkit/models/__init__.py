@@ -11,7 +11,8 @@ FAMILIES: dict[str, str] = {
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of a family; its `FAMILY` is the family's class, with verbs `create`, `fit_codecs` and `load`.
+    """The module of a family; its `FAMILY` is the family's class, with verbs `create`, `fit_codecs`,
+    `read_config` and `load`.
 
     Raises:
         ValueError: unknown family.

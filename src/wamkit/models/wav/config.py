@@ -9,6 +9,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from wamkit.spec import PolicySpec
+from wamkit.typed import check_fields, check_least, read_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
@@ -25,6 +28,13 @@ class ExpertConfig:
     num_heads: int = 16
     head_dim: int = 32
     rope_base: float = 57.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "expert")
+        check_least(self, "expert", 1, "channels", "num_heads", "head_dim")
+        _check_width(self, "expert")
+        if self.rope_base <= 0:
+            raise ValueError(f"expert: expected a positive rope_base, got {self.rope_base}")
 
     @property
     def dim(self) -> int:
@@ -60,6 +70,14 @@ class NetworkConfig:
     value: ExpertConfig | None = None
     action: ExpertConfig | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, "network")
+        check_least(self, "network", 1, "latent_channels", "num_layers", "num_heads", "head_dim", "text_width")
+        check_least(self, "network", 0, "max_view", "cross_view_every")
+        _check_width(self, "network")
+        if self.norm_eps <= 0:
+            raise ValueError(f"network: expected a positive norm_eps, got {self.norm_eps}")
+
     @property
     def dim(self) -> int:
         """Width of the video stream."""
@@ -85,6 +103,10 @@ class CodecConfig:
     text: Literal["hash", "t5"] = "t5"
     text_length: int = 128
     pretrained: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "codec")
+        check_least(self, "codec", 1, "spatial", "temporal", "text_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +145,10 @@ class WAVConfig:
     name: str = "custom"
 
     def __post_init__(self) -> None:
+        check_fields(self, "model")
+        counts = ("num_views", "image_size", "num_context", "num_future", "action_horizon", "action_dim")
+        check_least(self, "model", 1, *counts)
+        check_least(self, "model", 0, "state_dim")
         if self.action_horizon % self.num_future:
             raise ValueError(
                 f"expected action_horizon to be a multiple of num_future = {self.num_future} (one future frame per "
@@ -136,9 +162,6 @@ class WAVConfig:
             raise ValueError(f"expected at most max_view = {self.network.max_view} cameras, got {self.num_views}")
         if (self.num_future - 1) % self.codec.temporal:
             raise ValueError(f"expected num_future of 1 + {self.codec.temporal} k frames, got {self.num_future}")
-        for key in ("num_context", "num_views"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"expected {key} of 1 or more, got {getattr(self, key)}")
         action = self.network.action
         if action is not None and action.channels != self.token_dim:
             what = "action_dim + state_dim" if self.concatenates_state else "action_dim"
@@ -200,17 +223,40 @@ class WAVConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: a key is missing or unknown, or a value of another type or out of range; the message names it.
         """
-        try:
-            network = dict(data["network"])
-            for name in ("value", "action"):
-                network[name] = None if network.get(name) is None else ExpertConfig(**network[name])
-            values = {**data, "network": NetworkConfig(**network), "codec": CodecConfig(**data["codec"])}
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            known = [item.name for item in dataclasses.fields(cls)]
-            raise ValueError(f"WAV config: expected the keys {known}, got {sorted(data)} ({error})") from error
+        return read_fields(cls, data, "model")
+
+    def check_spec(self, spec: PolicySpec) -> None:
+        """Refuse a spec that says other sizes than this configuration.
+
+        Args:
+            spec: of a policy around a model of this configuration.
+
+        Raises:
+            ValueError: naming each size that differs.
+        """
+        robot = spec.robot
+        seen = [spec.image_size] if spec.image_size else [(camera.height, camera.width) for camera in robot.cameras]
+        sizes = {
+            "cameras (num_views)": (self.num_views, len(robot.cameras)),
+            "state channels (state_dim)": (self.state_dim, len(robot.state)),
+            "action channels (action_dim)": (self.action_dim, len(robot.action)),
+            "frames of memory (num_context)": (self.num_context, spec.num_context),
+            "actions in a chunk (action_horizon)": (self.action_horizon, spec.action_horizon),
+            "pixels of each picture (image_size)": ([(self.image_size, self.image_size)] * len(seen), seen),
+        }
+        differ = [f"{wanted} {what}, got {got}" for what, (wanted, got) in sizes.items() if wanted != got]
+        if differ:
+            raise ValueError(f"expected, as the model's configuration says, {'; '.join(differ)}")
+
+
+def _check_width(config: ExpertConfig | NetworkConfig, what: str) -> None:
+    """Positions turn pairs of channels."""
+    if config.dim % 2:
+        raise ValueError(
+            f"{what}: expected an even num_heads * head_dim, got {config.num_heads} * {config.head_dim} = {config.dim}"
+        )
 
 
 def libero() -> WAVConfig:

@@ -164,9 +164,18 @@ class WAV:
         return cls.build(config, video, text, network=network, seed=seed)
 
     @classmethod
+    def read_config(cls, data: dict[str, Any]) -> WAVConfig:
+        """The configuration in a policy folder; it holds itself to the folder's spec with `check_spec`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value of another type or out of range.
+        """
+        return WAVConfig.from_dict(data)
+
+    @classmethod
     def load(
         cls,
-        config: dict[str, Any],
+        config: WAVConfig,
         weights: Mapping[str, Tensor],
         codecs: Path,
         *,
@@ -177,7 +186,7 @@ class WAV:
         """A WAV from the pieces of a policy folder.
 
         Args:
-            config: what `WAVConfig.to_dict` gave.
+            config: sizes and window geometry.
             weights: by official name.
             codecs: what `save_codecs` wrote.
             source: name for messages.
@@ -187,12 +196,11 @@ class WAV:
         Raises:
             ValueError: configuration, codecs and weights do not fit each other.
         """
-        parsed = WAVConfig.from_dict(config)
-        network = empty_network(parsed.network)
+        network = empty_network(config.network)
         load_weights(network, weights, source=source, dtype=dtype)
         video = load_video_codec(codecs / "video", pretrained=pretrained)
         text = load_text_encoder(codecs / "text", pretrained=pretrained)
-        return cls.build(parsed, video, text, network=network)
+        return cls.build(config, video, text, network=network)
 
     def save_codecs(self, folder: Path) -> None:
         """Write what `load` needs of the codecs."""
