@@ -37,6 +37,7 @@ class Findings:
         wanted: tensors and parameters of that model.
         profile: under which they were held against it.
         report: what a load would do, or `None` when they do not fit.
+        is_read: whether the tensors' contents were read, and not their headers alone.
         problem: why they do not fit, or that values are not finite.
     """
 
@@ -50,6 +51,7 @@ class Findings:
     wanted: tuple[int, int]
     profile: Profile
     report: LoadReport | None
+    is_read: bool
     problem: str = ""
 
     @property
@@ -67,7 +69,8 @@ class Findings:
             f"held against {self.model} ({self.wanted[0]} tensors, {_grouped(self.wanted[1])} parameters) as "
             f"{self.profile} ({PROFILES[self.profile].holds})",
         ]
-        lines += [str(self.report)] if self.report is not None else []
+        done = "found and read" if self.is_read else "found by their headers; their contents are read with --read"
+        lines += [self.report.told(done)] if self.report is not None else []
         return "\n".join([*lines, self.problem or "fits"])
 
 
@@ -117,6 +120,7 @@ def inspect_weights(
         wanted=(len(state), sum(tensor.numel() for tensor in state.values())),
         profile=profile,
         report=report,
+        is_read=read,
         problem=problem,
     )
 

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wamkit.models.wav.config import NetworkConfig
+from wamkit.models.wav.config import NetworkConfig, tiny
 from wamkit.models.wav.initial import empty_network, initialized
 from wamkit.models.wav.layouts import ORIGINAL_PREFIX, official_name, open_weights
 from wamkit.models.wav.load_policy import EXACT, PROFILES, LoadPolicy, group_of, recognize
 from wamkit.models.wav.model import WAVTransformer
 from wamkit.models.wav.weights import check_fit, load_weights
+from wamkit.verify_weights import inspect_weights
 from wamkit.weight_files import write_weights
 
 from .wav_cases import NETWORK
@@ -129,7 +130,7 @@ def test_every_source_loads_under_its_profile_alone(profile: str, published: dic
     assert seen is not None and HELD[seen] == HELD[profile]
     for other in PROFILES:
         if not set(PROFILES[profile].may_miss) <= set(PROFILES[other].may_miss):
-            with pytest.raises(ValueError, match=f"looks like '{seen}'"):
+            with pytest.raises(ValueError, match=rf"looks like '{seen}'.*train: --initial\.profile {seen}; verify"):
                 check_fit(empty_network(NETWORK), source, source="file", policy=PROFILES[other])
 
 
@@ -145,6 +146,20 @@ def test_ge_act_may_have_other_action_channels(published: dict[str, Tensor], tmp
     assert "new: value expert (" in str(report)
     with pytest.raises(ValueError, match=r"action_proj_in.weight: expected shape \(16, 7\), got \(16, 14\)"):
         check_fit(empty_network(NETWORK), source, source="GE-act", policy=EXACT)
+
+
+@pytest.mark.parametrize(("read", "said"), [(False, "contents are read with --read"), (True, "found and read")])
+def test_a_look_at_headers_says_so(tmp_path: Path, read: bool, said: str) -> None:
+    network = initialized(empty_network(tiny().network), seed=0)
+    found = str(inspect_weights(as_file(tmp_path, dict(network.state_dict())), "tiny", read=read))
+    assert f"{len(network.state_dict())} tensors found" in found and said in found and "loaded" not in found
+
+
+def test_a_missing_part_names_the_option_that_allows_it(published: dict[str, Tensor]) -> None:
+    part = {name: tensor for name, tensor in published.items() if group_of(name) not in {"view", "action"}}
+    assert recognize(part) is None
+    with pytest.raises(ValueError, match=r"(?s)missing .*train: --initial\.profile NAME; .*NAME among exact, ltx, "):
+        check_fit(empty_network(NETWORK), part, source="file", policy=EXACT)
 
 
 def test_original_names_are_those_of_diffusers(published: dict[str, Tensor]) -> None:

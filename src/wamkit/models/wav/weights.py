@@ -42,7 +42,15 @@ class LoadReport:
     left_out: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {self.loaded} tensors loaded"]
+        return self.told("loaded")
+
+    def told(self, done: str) -> str:
+        """The report in words.
+
+        Args:
+            done: what was done with the tensors, for instance `loaded`.
+        """
+        lines = [f"{self.source}: {self.loaded} tensors {done}"]
         if self.left_out:
             lines.append(f"  left out: {self.left_out} tensors of other networks")
         lines += [f"  new: {GROUPS[group]} ({count} tensors)" for group, count in self.missing.items()]
@@ -161,8 +169,14 @@ def _missing(
 def _advice(names: Mapping[str, object], policy: LoadPolicy) -> str:
     seen = recognize(names)
     if seen is not None and PROFILES[seen] != policy:
-        return f"It looks like {seen!r} ({PROFILES[seen].holds}): load it with that profile, if that is what is wanted."
-    return "Use the configuration the weights were made with, or a profile or policy that allows what differs."
+        return (
+            f"It looks like {seen!r} ({PROFILES[seen].holds}): if that is what is wanted, say so (train: "
+            f"--initial.profile {seen}; verify weights: --profile {seen})."
+        )
+    return (
+        "Use the configuration the weights were made with, or name a profile that allows what differs (train: "
+        f"--initial.profile NAME; verify weights: --profile NAME; NAME among {', '.join(PROFILES)})."
+    )
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
