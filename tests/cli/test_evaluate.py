@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from wamkit.cli.evaluate import Options, make_factory, run, warn_about_versions
+from wamkit.cli.evaluate import Options, make_factory, run, warn_about_tasks, warn_about_versions
 from wamkit.cli.planner import PlannerOptions
 from wamkit.cli.policy import PolicyOptions
+from wamkit.envs import suite_sentences
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.protocol import get_protocol
 from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV
@@ -75,6 +76,8 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
         ({"record_episodes": -1}, "expected record_episodes >= 0"),
         ({"running": PolicyOptions(planning=PlannerOptions(planner="cem"))}, "unknown planner"),
         ({"max_steps": 0}, "expected max_steps >= 1"),
+        ({"seeds": (0, -1)}, r"expected seeds of 0 or more, got \(0, -1\)"),
+        ({"layout_seed": -1}, "expected layout_seed of 0 or more, got -1"),
         ({"memory_threshold": 0}, "expected memory_threshold >= 1"),
     ],
 )
@@ -91,6 +94,16 @@ def test_the_simulator_shows_what_the_policy_saw() -> None:
     assert make_factory(get_protocol("metaworld/v1"), wanted.robot) == wanted
     stock = MetaWorldFactory(rendering="stock")
     assert make_factory(get_protocol("metaworld/v1", rendering="mujoco-stock"), stock.robot) == stock
+
+
+def test_tasks_that_the_policy_was_not_trained_on_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    sentences = suite_sentences("metaworld")
+    warn_about_tasks((), ["hammer-v3"], sentences)
+    warn_about_tasks(("open the drawer",), ["drawer-open-v3"], sentences)
+    assert caplog.records == []
+    warn_about_tasks(("open the drawer", "open the door"), ["drawer-open-v3", "hammer-v3"], sentences)
+    (record,) = caplog.records
+    assert record.getMessage() == "the policy was not trained on hammer-v3, only on: open the drawer; open the door"
 
 
 def test_another_simulator_than_in_training_is_said(caplog: pytest.LogCaptureFixture) -> None:

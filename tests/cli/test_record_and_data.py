@@ -103,6 +103,8 @@ def test_an_unknown_task_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         (("--size", "65"), "expected even height and width for yuv420p, got 65x65; choose an even size (--size)"),
+        (("--seed", "-1"), "expected seed of 0 or more, got -1"),
+        (("--layout-seed", "-1"), "expected layout_seed of 0 or more, got -1"),
         (("--noise-std", "nan"), "expected a finite noise_std >= 0"),
     ],
 )

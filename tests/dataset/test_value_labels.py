@@ -238,6 +238,8 @@ def test_sparse_values_by_hand():
     np.testing.assert_allclose(sparse_values(failure, SparseValueSettings(gamma=0.5, horizon=1))[:, 0], [-1.5] * 4)
     ends = SparseValueSettings(gamma=0.5, failure="ends")
     np.testing.assert_allclose(sparse_values(failure, ends)[:, 0], [-1.875, -1.75, -1.5, -1])
+    with pytest.raises(ValueError, match=r"expected image_size of 1 pixel or more, .* got -5"):
+        replace(ONE_ARM, image_size=-5)
     with pytest.raises(ValueError, match="gamma below 1"):
         SparseValueSettings(gamma=1.0)
 

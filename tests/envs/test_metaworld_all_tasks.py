@@ -9,7 +9,7 @@ import pytest
 
 from wamkit.envs.base import EpisodeRequest
 from wamkit.envs.metaworld import MetaWorldFactory, MetaWorldSimulator
-from wamkit.envs.metaworld_tasks import GOAL_SITES, task_info, task_names
+from wamkit.envs.metaworld_tasks import GOAL_SITES, TASKS, task_info
 
 pytestmark = [
     pytest.mark.sim,
@@ -26,7 +26,7 @@ def simulator() -> Iterator[MetaWorldSimulator]:
     simulator.close()
 
 
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", TASKS)
 def test_a_task_runs_and_shows_the_markers_of_the_table(simulator: MetaWorldSimulator, task: str) -> None:
     simulator.reset(EpisodeRequest(task=task, layout=7, layout_seed=42, seed=0))
     assert simulator.sentence == task_info(task).sentence

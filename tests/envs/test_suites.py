@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from wamkit.envs import SUITES, suite_factory, suite_tasks
+from wamkit.envs import SUITES, suite_factory, suite_sentences, suite_tasks
 
 
 def test_every_suite_has_a_factory_and_tasks() -> None:
@@ -13,6 +13,7 @@ def test_every_suite_has_a_factory_and_tasks() -> None:
         assert callable(suite_factory(suite)())
         assert len(suite_tasks(suite)) > 0
     assert "drawer-open-v3" in suite_tasks("metaworld")
+    assert suite_sentences("metaworld")["drawer-open-v3"] == "open the drawer"
 
 
 def test_an_unknown_suite_is_guessed() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from wamkit.cli.policy import PolicyOptions
+from wamkit.envs import suite_sentences
 from wamkit.versions import SIMULATORS, installed_versions
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def run(options: Options) -> int:
     from wamkit.evaluation.closed_loop import evaluate
 
     policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
+    warn_about_tasks(policy.spec.tasks, options.tasks or protocol.task_ids, suite_sentences(protocol.suite))
     warn_about_versions(read_policy(options.policy).training.get("versions", {}), installed_versions(SIMULATORS))
     results = evaluate(
         policy,
@@ -135,6 +137,23 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
     return suite_factory(protocol.suite)(
         cameras=robot.camera_names, height=height, width=width, rendering=settings[protocol.rendering]
     )
+
+
+def warn_about_tasks(trained: Sequence[str], tasks: Sequence[str], sentences: Mapping[str, str]) -> None:
+    """Say on which tasks the policy was not trained, when it names those it was.
+
+    Args:
+        trained: sentences; empty when the policy does not say.
+        tasks: ids of those evaluated.
+        sentences: by task id.
+    """
+    new = [task for task in tasks if sentences[task] not in trained]
+    if trained and new:
+        logger.warning(
+            "the policy was not trained on %s, only on: %s",
+            ", ".join(new[:8]) + " …" * (len(new) > 8),
+            "; ".join(trained),
+        )
 
 
 def warn_about_versions(trained: Mapping[str, str], here: Mapping[str, str]) -> None:

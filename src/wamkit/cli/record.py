@@ -79,6 +79,9 @@ def run(options: Options) -> int:
         raise ValueError(f"expected --workers of 1 or more, got {options.workers}; leave it out for one per core")
     if not options.demonstration.record_video:
         raise ValueError("a dataset needs its videos; leave out --no-record-video")
+    for name in ("seed", "layout_seed"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"expected {name} of 0 or more, got {getattr(options, name)}")
     known = suite_tasks(options.suite)
     for task in options.tasks:
         if task not in known:

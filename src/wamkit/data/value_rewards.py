@@ -96,6 +96,11 @@ class DenseValueSettings:
         _require_discount(self.gamma, self.horizon)
         if not self.arms or len({arm.name for arm in self.arms}) != len(self.arms):
             raise ValueError(f"dense values: expected 1 or more arms of distinct names, got {self.arms}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(
+                f"dense values: expected image_size of 1 pixel or more, or None (--image-size 0) to compare images as "
+                f"they are, got {self.image_size}"
+            )
         if self.components not in ("returns", "rewards"):
             raise ValueError(f"dense values: expected components 'returns' or 'rewards', got {self.components!r}")
         if self.order not in ("table", "arms"):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SUITES: dict[str, str] = {"metaworld": "wamkit.envs.metaworld:MetaWorldFactory"}
-_TASKS: dict[str, str] = {"metaworld": "wamkit.envs.metaworld_tasks:task_names"}
+_TASKS: dict[str, str] = {"metaworld": "wamkit.envs.metaworld_tasks:task_sentences"}
 
 
 def suite_factory(name: str) -> Any:
@@ -29,7 +29,17 @@ def suite_tasks(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such suite.
     """
-    return _load(_TASKS, name)()
+    return tuple(suite_sentences(name))
+
+
+def suite_sentences(name: str) -> dict[str, str]:
+    """The sentence of each task id of a suite, without loading its simulator.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    sentences: dict[str, str] = _load(_TASKS, name)()
+    return sentences
 
 
 def choices_error(what: str, got: str, choices: Sequence[str]) -> ValueError:

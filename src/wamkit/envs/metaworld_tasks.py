@@ -108,9 +108,9 @@ TASKS: dict[str, TaskInfo] = {
 }
 
 
-def task_names() -> tuple[str, ...]:
-    """The task ids, in the package's order."""
-    return tuple(TASKS)
+def task_sentences() -> dict[str, str]:
+    """The sentence of every task."""
+    return {name: info.sentence for name, info in TASKS.items()}
 
 
 def task_info(name: str) -> TaskInfo:
@@ -120,5 +120,5 @@ def task_info(name: str) -> TaskInfo:
         ValueError: no such task; the message guesses which was meant and lists all.
     """
     if name not in TASKS:
-        raise choices_error("Meta-World task", name, task_names())
+        raise choices_error("Meta-World task", name, list(TASKS))
     return TASKS[name]

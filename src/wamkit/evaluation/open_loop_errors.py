@@ -231,7 +231,3 @@ def _frames(predictions: Sequence[EpisodePrediction], cameras: Sequence[str]) ->
         if chosen.any():
             found.append(frames(f"+{step}", chosen, slice(None), step))
     return tuple(found)
-
-
-def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)

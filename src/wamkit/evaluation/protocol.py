@@ -51,6 +51,9 @@ class Protocol:
     summary: str = ""
 
     def __post_init__(self) -> None:
+        for key, numbers in (("layout_seed", [self.layout_seed]), ("seeds", self.seeds)):
+            if any(number < 0 for number in numbers):
+                raise ValueError(f"protocol {self.name!r}: expected {key} of 0 or more, got {getattr(self, key)}")
         for key in ("episodes", "max_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"protocol {self.name!r}: expected {key} >= 1, got {getattr(self, key)}")
