@@ -134,6 +134,10 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     file.write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match=rf"{name} is damaged"):
         read_policy(tmp_path / "policy")
+    for deep_or_long in ("[" * 100_000, '{"number": ' + "1" * 5000 + "}"):
+        file.write_text(deep_or_long)
+        with pytest.raises(ValueError, match=rf"{name} is damaged"):
+            read_policy(tmp_path / "policy")
     file.write_text("[1]")
     with pytest.raises(ValueError, match=rf"{name}: expected a JSON object, got list"):
         read_policy(tmp_path / "policy")

@@ -49,8 +49,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": 3}, "expected name as text, got 3"),
     ({"wheels": {}}, r"expected wheels as a list, got \{\}"),
     ({"wheels": [7]}, r"wheels\[0\]: Wheel: expected an object with the keys size, spokes, got 7"),
-    ({"wheels": [{"size": 1.0}, {}]}, r"wheels\[1\]: Wheel: expected the keys size, spokes, got \['size'\] missing"),
-    ({"wheels": [{"size": 1, "rim": 2}]}, r"wheels\[0\]: .*got \['rim'\] unknown"),
+    ({"wheels": [{"size": 1.0}, {}]}, r"wheels\[1\]: Wheel: expected the keys size, spokes; missing: size"),
+    ({"wheels": [{"size": 1, "rim": 2}]}, r"wheels\[0\]: .*unknown: rim"),
     ({"wheels": [{"size": float("nan")}]}, r"wheels\[0\]: expected size as a finite number, got NaN"),
     ({"wheels": [{"size": 10**400}]}, "expected size as a finite number"),
     ({"wheels": [{"size": True}]}, "expected size as a finite number, got true"),
@@ -66,7 +66,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"notes": []}, r"expected notes as an object, got \[\]"),
     ({"prices": {"new": 3, "old": "x"}}, r"expected prices\['old'\] as a finite number"),
     ({"spare": "x"}, "spare: Wheel: expected an object"),
-    ({"seat": 1}, r"cart: expected the keys name, .*\['seat'\] unknown"),
+    ({"seat": 1}, r"cart: expected the keys name, .*unknown: seat"),
 ]
 
 

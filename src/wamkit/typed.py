@@ -98,8 +98,9 @@ def read_fields(cls: type[T], data: object, what: str, *, others: bool = False) 
     missing = [name for name in annotations if name not in data and name not in optional]
     unknown = [] if others else [key for key in data if key not in annotations]
     if missing or unknown:
-        problems = [f"{names} {verb}" for names, verb in ((missing, "missing"), (unknown, "unknown")) if names]
-        raise ValueError(f"{what}: expected the keys {', '.join(annotations)}, got {' and '.join(problems)}")
+        listed = {"missing": missing, "unknown": unknown}
+        problems = [f"; {kind}: {', '.join(keys)}" for kind, keys in listed.items() if keys]
+        raise ValueError(f"{what}: expected the keys {', '.join(annotations)}{''.join(problems)}")
     return cls(**{name: read_value(hint, data[name], name) for name, hint in annotations.items() if name in data})
 
 

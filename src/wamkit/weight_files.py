@@ -236,7 +236,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"expected a JSON file at {path}, found nothing; copy the folder again")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}; {os.path.getsize(path)} bytes); copy the folder again from its source"
         ) from error

@@ -36,7 +36,7 @@ def test_missing_or_unreadable_settings_are_refused(tmp_path: Path) -> None:
         ('{"type": "text_hash", "version": 1, "width": "8"}', "expected width as a whole number, got .8.; copy"),
         ('{"type": "text_hash", "version": 1, "width": 8}', "expected length as a whole number, got null; copy"),
         ('{"type": "text_hash", "version": 1, "width": 8, "length": -1}', "1 or more, got 8 and -1; copy"),
-        ('{"type": "text_t5", "version": 1, "source": {"root": "/"}, "length": 2}', "'files'. missing; copy"),
+        ('{"type": "text_t5", "version": 1, "source": {"root": "/"}, "length": 2}', "missing: files; copy"),
         (
             '{"type": "text_t5", "version": 1, "source": {"root": "/", "files": {}}, "length": 2, "dtype": "nn"}',
             "expected dtype as the name of a type",

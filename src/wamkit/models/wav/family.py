@@ -25,6 +25,7 @@ from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective
 from wamkit.models.wav.validation import WindowErrors, window_errors
 from wamkit.models.wav.weights import load_weights
+from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
 
 MAX_SENTENCES = 64  # kept keys and values; at full size a sentence takes 29 MB in bf16
@@ -74,8 +75,11 @@ class WAV:
         offered = (video_codec.spatial, video_codec.temporal, video_codec.channels)
         if wanted != offered:
             raise ValueError(f"expected a video codec with (spatial, temporal, channels) = {wanted}, got {offered}")
-        if text_encoder.width != config.network.text_width:
-            raise ValueError(f"expected text of width {config.network.text_width}, got {text_encoder.width}")
+        wanted_text = (config.network.text_width, config.codec.text_length)
+        if (text_encoder.width, text_encoder.length) != wanted_text:
+            raise ValueError(
+                f"expected text of (width, length) = {wanted_text}, got {(text_encoder.width, text_encoder.length)}"
+            )
         if network is None:
             network = initialized(empty_network(config.network), seed)
         return cls(config=config, network=network, video_codec=video_codec, text_encoder=text_encoder)
@@ -200,7 +204,8 @@ class WAV:
         load_weights(network, weights, source=source, dtype=dtype)
         video = load_video_codec(codecs / "video", pretrained=pretrained)
         text = load_text_encoder(codecs / "text", pretrained=pretrained)
-        return cls.build(config, video, text, network=network)
+        with blame(f"{source}: codecs do not fit config.json", COPY_AGAIN):
+            return cls.build(config, video, text, network=network)
 
     def save_codecs(self, folder: Path) -> None:
         """Write what `load` needs of the codecs."""
