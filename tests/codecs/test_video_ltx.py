@@ -322,6 +322,10 @@ def test_unusable_weights_are_refused_by_name(folder: Path, tmp_path: Path, orig
     write({**state, "decoder.conv_in.conv.weight": spoilt})
     with pytest.raises(ValueError, match=r"expected finite weights, got .* in decoder\.conv_in\.conv\.weight"):
         LTXVideoCodec.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        LTXVideoCodec.from_pretrained(tmp_path)
+    write(state)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):

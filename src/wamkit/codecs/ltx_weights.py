@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wamkit.codecs.base import require_finite
+from wamkit.weight_files import read_json, weight_files
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
@@ -67,15 +67,12 @@ def vae_from_folder(folder: Path, dtype: torch.dtype) -> nn.Module:
         ValueError: another class, or missing, foreign, misshapen or truncated tensors.
     """
     folder = vae_folder(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if config.get("_class_name") != "AutoencoderKLLTXVideo":
         raise ValueError(f"{folder}: expected an AutoencoderKLLTXVideo, got {config.get('_class_name')!r}")
-    files = [folder / _WEIGHTS]
-    if not files[0].is_file():
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    whole = folder / _WEIGHTS
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(whole if whole.is_file() else folder / _INDEX):
         state |= _read(file, prefix="")
     return _build(config, state, dtype, folder)
 
