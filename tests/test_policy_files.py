@@ -85,6 +85,10 @@ def read(files: PolicyFiles, name: str, data: dict[str, Any]) -> None:
         load_text_encoder(files.codecs / "text")
     elif name == "statistics.json":
         read_settings(dataclasses.replace(files, statistics=data))
+    elif name == "config.json" and data.pop("type", None) == files.family:
+        read_settings(dataclasses.replace(files, config=data))
+    elif name == "training.json":
+        read_policy(files.folder)
     else:
         read_settings(read_policy(files.folder))
 
