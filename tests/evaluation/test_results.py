@@ -122,7 +122,7 @@ def test_results_round_trip(tmp_path: Path) -> None:
         ('{"format": "other"}', "expected results of format 'wamkit-results/1', got 'other'"),
         (
             '{"format": "wamkit-results/1", "policy": {}}',
-            r"results.json: results: expected the keys .*'protocol'.* missing",
+            r"results.json: results: expected the keys protocol, .* missing",
         ),
         ("[]", "results.json: expected results"),
     ],
