@@ -330,7 +330,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: expected one JSON document, got something else ({error}); delete it") from error
+        remedy = (
+            "remove it, it is computed anew"
+            if path.name == Path(STATISTICS_PATH).name
+            else "restore it or name another"
+        )
+        raise ValueError(f"{path}: expected one JSON document, got something else ({error}); {remedy}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document
