@@ -182,7 +182,7 @@ def _misfit(annotation: Any, value: object, name: str) -> tuple[str, str, object
 
 def _is_plain(plain: type, value: object) -> bool:
     if plain is float:  # compared, because a large whole number has no float; NaN is not below anything
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return isinstance(value, int | float) and not isinstance(value, bool) and bool(abs(value) <= sys.float_info.max)
     return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
 
 
