@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -86,3 +86,12 @@ class BlindPresser:
 def blind_presser() -> type[BlindPresser]:
     """The class of a simple acting policy for closed-loop tests."""
     return BlindPresser
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """TF32 would round to ten bits what a CPU keeps."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
