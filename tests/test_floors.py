@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "wamkit"
 FLOORS = (
     (
         "spec",
+        "robots",
         "episode",
         "draws",
         "types",
