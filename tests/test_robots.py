@@ -12,10 +12,25 @@ def test_libero_has_the_published_channels() -> None:
     robot = libero_robot()
     assert [camera.name for camera in robot.cameras] == ["agentview", "robot0_eye_in_hand"]
     assert (robot.cameras[0].height, robot.cameras[0].width) == (128, 128)
-    assert [
-        channel.name for channel in robot.state
-    ] == "eef_x eef_y eef_z eef_rx eef_ry eef_rz finger_left finger_right".split()
-    assert [channel.name for channel in robot.action] == "eef_dx eef_dy eef_dz eef_drx eef_dry eef_drz gripper".split()
+    assert [channel.name for channel in robot.state] == [
+        "eef_x",
+        "eef_y",
+        "eef_z",
+        "eef_rx",
+        "eef_ry",
+        "eef_rz",
+        "finger_left",
+        "finger_right",
+    ]
+    assert [channel.name for channel in robot.action] == [
+        "eef_dx",
+        "eef_dy",
+        "eef_dz",
+        "eef_drx",
+        "eef_dry",
+        "eef_drz",
+        "gripper",
+    ]
     assert (robot.control_hz, robot.gripper_channels, robot.gripper_sign) == (20.0, (6,), "close_positive")
     assert RobotSpec.from_dict(robot.to_dict()) == robot
 
