@@ -54,6 +54,7 @@ class LineSimulator:
     position: float = 0.0
     goal: float = 0.0
     steps: int = 0
+    reach: float = 1.0
     log: list[float] = field(default_factory=list)
 
     @property
@@ -67,6 +68,9 @@ class LineSimulator:
 
     def state(self) -> np.ndarray:
         return np.array([self.position], dtype=np.float32)
+
+    def action_bounds(self) -> np.ndarray:
+        return np.array([[-self.reach, 0.0], [self.reach, 1.0]], dtype=np.float32)
 
     def step(self, action: np.ndarray) -> StepOutcome:
         if self.steps >= STEP_LIMIT:

@@ -78,6 +78,13 @@ def test_noise_comes_from_the_seed_and_leaves_the_gripper_alone(line_world: Modu
     assert (noisy[:, 1] == 1.0).all() and noisy[:5, 0].std() > 0.02 and np.abs(noisy).max() <= 1.0
 
 
+@pytest.mark.parametrize("reach", [0.9, 3.0])
+def test_noise_stays_within_the_simulators_bounds(line_world: ModuleType, reach: float) -> None:
+    options = DemonstrationOptions(noise_std=0.5, record_actions="executed", record_video=False)
+    actions = demonstrate(line_world.LineSimulator(reach=reach), REQUEST, options).actions[:, 0]
+    assert np.abs(actions).max() <= np.float32(reach) and (np.abs(actions) > 1).any() == (reach > 1)
+
+
 def test_clean_labels_belong_to_the_disturbed_states(line_world: ModuleType) -> None:
     options = DemonstrationOptions(noise_std=0.4, record_actions="clean")
     episode = demonstrate(line_world.LineSimulator(), REQUEST, options)

@@ -50,6 +50,11 @@ def test_an_ended_episode_waits_for_its_masked_reset(line: SimulatorVectorEnv) -
     assert successes == [[False, False]] * 4 + [[False, True]]
 
 
+def test_the_action_space_has_the_simulators_bounds(line: SimulatorVectorEnv) -> None:
+    assert line.single_action_space.low.tolist() == [-1.0, 0.0]
+    assert line.action_space.high.tolist() == [[1.0, 1.0]] * 2
+
+
 def test_the_default_episodes_follow_from_the_seed(line: SimulatorVectorEnv) -> None:
     line.reset(seed=5)
     assert [(request.layout, request.seed) for request in line._requests if request] == [(0, 5), (1, 6)]

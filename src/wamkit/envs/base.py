@@ -157,7 +157,8 @@ class DemonstrationOptions:
 
     Args:
         noise_std: standard deviation of Gaussian noise added to the executed actions, except to gripper channels
-            (action units). It takes the robot to states that a flawless demonstrator never visits.
+            (action units), within the simulator's `action_bounds`. It takes the robot to states that a flawless
+            demonstrator never visits.
         max_steps: give up after this many control steps.
         settle_steps: steps recorded after the first success, so that policies learn to stay there.
         record_actions: `clean` records what the demonstrator wanted while the noisy action is executed: the label stays
@@ -202,6 +203,10 @@ class Simulator(Protocol):
 
     def state(self) -> Float32[np.ndarray, "s"]:
         """Proprioception in physical units; never object or goal coordinates."""
+        ...
+
+    def action_bounds(self) -> Float32[np.ndarray, "2 a"]:
+        """The lowest and the highest action that makes a difference, in physical units; needs no episode."""
         ...
 
     def step(self, action: Float32[np.ndarray, "a"]) -> StepOutcome:
@@ -290,6 +295,7 @@ def demonstrate(simulator: Simulator, request: EpisodeRequest, options: Demonstr
     random = np.random.default_rng(request.seed)
     noise_scale = np.full(len(simulator.robot.action), options.noise_std)
     noise_scale[list(simulator.robot.gripper_channels)] = 0.0
+    lowest, highest = simulator.action_bounds()
     videos: list[dict[str, np.ndarray]] = []
     states, actions, rewards, successes = [], [], [], []
     remaining = options.max_steps
@@ -299,7 +305,7 @@ def demonstrate(simulator: Simulator, request: EpisodeRequest, options: Demonstr
         states.append(simulator.state())
         clean = simulator.demonstrate_action()
         noise = noise_scale * random.standard_normal(len(noise_scale))
-        executed = np.clip(clean + noise, -1.0, 1.0).astype(np.float32) if options.noise_std else clean
+        executed = np.clip(clean + noise, lowest, highest).astype(np.float32) if options.noise_std else clean
         outcome = simulator.step(executed)
         actions.append(clean if options.record_actions == "clean" else executed)
         rewards.append(outcome.reward)

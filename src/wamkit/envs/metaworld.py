@@ -182,6 +182,10 @@ class MetaWorldSimulator:
         self._current()
         return self._full_observation[: len(_STATE)].astype(np.float32)
 
+    def action_bounds(self) -> Float32[np.ndarray, "2 a"]:
+        """-1 and 1 in every channel."""
+        return np.array([[-1.0], [1.0]], dtype=np.float32).repeat(len(_ACTION), axis=1)
+
     def step(self, action: Float32[np.ndarray, "a"]) -> StepOutcome:
         """Move the hand by up to 1 cm per axis (action 1) and drive the gripper (positive closes).
 

@@ -41,6 +41,7 @@ class SimulatorVectorEnv(VectorEnv):
 
     Raises:
         ValueError: no task, or one that is not known.
+        WorkerError: the first simulator cannot tell its actions' bounds.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class SimulatorVectorEnv(VectorEnv):
         }
         self.render_mode = "rgb_array"
         self.single_observation_space = observation_space(self.robot)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(self.robot.action),), np.float32)
+        lowest, highest = pool.call(0, "action_bounds")
+        self.single_action_space = spaces.Box(lowest, highest, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._max_episode_steps = max_episode_steps
