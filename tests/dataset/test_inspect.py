@@ -283,7 +283,7 @@ def test_features_that_disagree_with_the_robot(root):
     edit_info(root, wamkit=info["wamkit"])
     found = {finding.kind: finding.what for finding in inspect(root).findings}
     assert found["width"] == "action: expected 4 channels by the robot spec, got 3 in the features"
-    assert found["size"] == "camera 'front': expected 32x64 by the robot spec, got [64, 64, 3]"
+    assert found["size"] == "camera 'front': expected 32x64 by the robot spec, got 64x64"
     assert found["rate"] == "expected control_hz and fps to agree, got 10 and 20"
 
 

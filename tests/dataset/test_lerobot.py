@@ -317,7 +317,10 @@ def test_folders_that_are_no_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codebase_version": "v1.6"}, r"expected a LeRobot version in \['v3\.0'\], got 'v1\.6'; convert"),
+        (
+            {"codebase_version": "v1.6"},
+            r"expected a LeRobot version in \['v2\.0', 'v2\.1', 'v3\.0'\] .*, got 'v1\.6'; HDF5",
+        ),
         ({"codebase_version": None}, "got None"),
         ({"fps": 0}, "expected a positive number as fps, got 0"),
         ({"data_path": None}, r"the keys .*\['data_path'\] are missing"),

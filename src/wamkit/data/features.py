@@ -1,6 +1,8 @@
-"""The LeRobot v3.0 vocabulary: keys, features of a robot, Arrow types. Shared by reader, writer and inspection.
+"""The LeRobot vocabulary: keys, features of a robot, Arrow types. Shared by readers, writers and inspection.
 
-Source: LeRobot dataset format v3.0.
+Paths and Arrow types are those of v3.0, which is what we write.
+
+Source: LeRobot dataset formats v2.0, v2.1 and v3.0.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from wamkit.data.video import VideoSettings
 from wamkit.spec import ChannelSpec, RobotSpec
 
 VERSION = "v3.0"
+"""Of what we write."""
+VERSIONS_V2 = ("v2.0", "v2.1")
 INFO = "meta/info.json"
 TASKS = "meta/tasks.parquet"
 STATS = "meta/stats.json"
@@ -83,6 +87,19 @@ def robot_features(robot: RobotSpec, *, fps: int, video: VideoSettings) -> dict[
     features["timestamp"] = scalar_feature("float32")
     features |= {key: scalar_feature("int64") for key in _INDEX_FEATURES[1:]}
     return features
+
+
+def is_camera(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature is pictures, in video files or embedded in the data files."""
+    return feature.get("dtype") in ("video", "image")
+
+
+def image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a camera's feature; some v2 datasets put the channels first."""
+    first, second, third = feature["shape"]
+    names = feature.get("names")
+    named_first = isinstance(names, list) and names[:1] in (["channel"], ["channels"])
+    return (second, third) if named_first or (first == 3 and third != 3) else (first, second)
 
 
 def is_video(feature: Mapping[str, Any]) -> bool:

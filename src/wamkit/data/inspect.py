@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from wamkit.data import features as words
 from wamkit.data.episode_stats import column_stats
 from wamkit.data.findings import Finding, Kind, Report, Severity, TaskSummary
-from wamkit.data.layout import DatasetError, read_tasks
+from wamkit.data.layout import DatasetError
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.source import VALUE
 from wamkit.data.stats import STATISTICS_PATH
@@ -111,12 +111,13 @@ class _Inspection:
     # -- metadata ------------------------------------------------------------------------------------------------------
 
     def _read_tasks(self) -> list[str] | None:
+        where = "/".join(self._dataset.tasks_path.parts[-2:])
         try:
-            return read_tasks(self._dataset.root) if self._dataset.num_episodes else []
+            return self._dataset.read_tasks() if self._dataset.num_episodes else []
         except FileNotFoundError:
-            self._add("missing_file", words.TASKS, "expected the task table, found none", "copy the dataset again")
+            self._add("missing_file", where, "expected the task table, found none", "copy the dataset again")
         except DatasetError as error:
-            self._add("damaged_file", words.TASKS, str(error), "copy the dataset again")
+            self._add("damaged_file", where, str(error), "copy the dataset again")
         return None
 
     def _check_metadata(self) -> None:
@@ -150,9 +151,11 @@ class _Inspection:
             what = f"expected control_hz and fps to agree, got {robot.control_hz:g} and {dataset.fps:g}"
             self._add("rate", words.INFO, what, "correct whichever is wrong", severity="warning")
         for camera in robot.cameras:
-            shape = dataset.features.get(words.camera_key(camera.name), {}).get("shape")
-            if shape is None or tuple(shape[:2]) != (camera.height, camera.width):
-                what = f"camera {camera.name!r}: expected {camera.height}x{camera.width} by the robot spec, got {shape}"
+            known = camera.name in dataset.cameras
+            size = words.image_size(dataset.features[dataset.camera_key(camera.name)]) if known else None
+            if size != (camera.height, camera.width):
+                got = f"{size[0]}x{size[1]}" if size else "no such camera"
+                what = f"camera {camera.name!r}: expected {camera.height}x{camera.width} by the robot spec, got {got}"
                 self._add("size", words.INFO, what, "correct whichever is wrong, or record again")
 
     # -- videos --------------------------------------------------------------------------------------------------------
@@ -179,8 +182,8 @@ class _Inspection:
         if abs(info.fps - dataset.fps) > _RATE_TOLERANCE:
             what = f"expected {dataset.fps:g} frames/s by {words.INFO}, got {info.fps:g}"
             self._add("rate", where, what, "encode the video again at the dataset's rate, or correct fps")
-        shape = tuple(dataset.features[key]["shape"])
-        if (info.height, info.width, 3) != shape:
+        shape = words.image_size(dataset.features[key])
+        if (info.height, info.width) != shape:
             what = f"expected {shape[0]}x{shape[1]} pixels by the features, got {info.height}x{info.width}"
             self._add("size", where, what, _RECORD_AGAIN)
         # A short video or another rate is reported already; its frames are not where they are looked for.
@@ -227,7 +230,7 @@ class _Inspection:
         missing = [key for key in declared if key not in found]
         for key in missing:
             self._add("missing_column", where, f"expected the column {key!r}, got {found}", _remedy_for_column(key))
-        return [key for key in declared if key in found and dataset.features[key]["dtype"] != "image"]
+        return [key for key in declared if key in found and not words.is_camera(dataset.features[key])]
 
     def _check_rows(self, episode: int, names: list[str]) -> None:
         try:
@@ -365,7 +368,8 @@ class _Inspection:
             )
         if theirs.is_file():
             count = _read_json(theirs).get(words.ACTION, {}).get("count")
-            if count != [dataset.num_frames]:
+            is_counted = count is not None or dataset.info["codebase_version"] == words.VERSION  # v2.0 does not say
+            if is_counted and count != [dataset.num_frames]:
                 what = f"expected a count of [{dataset.num_frames}] for {words.ACTION!r}, got {count}"
                 remedy = "LeRobot's tools would normalize wrongly: copy the file again"
                 self._add("stale_statistics", words.STATS, what, remedy, severity="warning")
@@ -401,7 +405,7 @@ class _Inspection:
             solved = sum(self._solved.get(record.index, False) for record in records) if knows else None
             frames = sum(record.length for record in records)
             tasks.append(TaskSummary(task=task, episodes=len(records), frames=frames, successes=solved))
-        shapes = {name: dataset.features[dataset.camera_key(name)]["shape"] for name in dataset.cameras}
+        sizes = {name: words.image_size(dataset.features[dataset.camera_key(name)]) for name in dataset.cameras}
         visual = {dataset.camera_key(name) for name in dataset.cameras}
         robot = dataset.robot
         return Report(
@@ -411,7 +415,7 @@ class _Inspection:
             fps=dataset.fps,
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
-            cameras={name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()},
+            cameras=sizes,
             columns={key: int(np.prod(f["shape"])) for key, f in dataset.features.items() if key not in visual},
             tasks=tuple(tasks),
             lengths=(min(lengths), float(np.median(lengths)), max(lengths)) if lengths else None,

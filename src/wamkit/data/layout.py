@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,13 +61,22 @@ class EpisodePlace:
 
 
 class Layout(Protocol):
-    """One version of the format. Reading the metadata is all it does; it opens no data file and no video."""
+    """One version of the format. Reading the metadata is all it does; it opens no data file and no video.
+
+    Its `tasks_path` is the table of sentences; `is_one_per_file` says that a file holds one episode and nothing else.
+    """
 
     episodes: list[EpisodeRecord]
+
+    tasks_path: Path
+
+    is_one_per_file: bool
 
     def place(self, episode: int) -> EpisodePlace: ...
 
     def statistics_rows(self) -> list[dict[str, Any]]: ...
+
+    def read_tasks(self) -> list[str]: ...
 
 
 class LayoutV3:
@@ -83,8 +91,11 @@ class LayoutV3:
         DatasetError: it cannot be read, lacks a column, or does not number the episodes from 0.
     """
 
+    is_one_per_file = False
+
     def __init__(self, root: Path, info: dict[str, Any]) -> None:
         self._root, self._info = root, info
+        self.tasks_path = root / words.TASKS
         self._video_keys = [key for key, feature in info["features"].items() if words.is_video(feature)]
         rows = self._read_rows(lambda name: not name.startswith("stats/"))
         self._rows = rows
@@ -114,6 +125,10 @@ class LayoutV3:
         """Per episode, its `stats/<feature>/<statistic>` columns; empty dicts when the dataset has none."""
         return self._read_rows(lambda name: name.startswith("stats/") or name == "episode_index")
 
+    def read_tasks(self) -> list[str]:
+        """Sentences by their index."""
+        return read_tasks(self._root)
+
     def all_rows(self) -> list[dict[str, Any]]:
         """The episode table, all columns."""
         return self._read_rows(lambda name: True)
@@ -139,12 +154,7 @@ class LayoutV3:
         rows.sort(key=lambda row: row.get("episode_index", -1))
         # Rows past the total belong to an episode whose writer was killed before it finished.
         rows = rows[:total]
-        numbers = [row.get("episode_index") for row in rows]
-        if numbers != list(range(total)):
-            raise DatasetError(
-                f"episode table in {folder}: expected the episodes 0 to {total - 1} once each, "
-                f"got {len(numbers)} rows ({_first_gap(numbers)}); copy the dataset again or record it again"
-            )
+        require_numbered(rows, total, f"episode table in {folder}")
         missing = sorted(self._needed(keep) - set(rows[0])) if rows else []
         if missing:
             raise DatasetError(f"episode table in {folder}: expected the columns {missing}, found {sorted(rows[0])}")
@@ -157,95 +167,19 @@ class LayoutV3:
         return {name for name in needed if keep(name)}
 
 
-LAYOUTS: dict[str, type[LayoutV3]] = {words.VERSION: LayoutV3}
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """Read `meta/info.json`; unknown keys are kept.
+def require_numbered(rows: list[dict[str, Any]], total: int, table: str) -> None:
+    """Refuse rows of episodes that are not 0 to `total - 1`, in order.
 
     Raises:
-        FileNotFoundError: no such folder, or not a LeRobot dataset.
-        DatasetError: not JSON, a key is missing, or the version is not supported.
+        DatasetError: naming the table and the first episode that is missing or doubled.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"expected a dataset folder at {root}, found none; check the path or record it first")
-    path = root / words.INFO
-    if not path.is_file():
-        found = sorted(entry.name for entry in root.iterdir())[:8]
-        raise FileNotFoundError(
-            f"expected a LeRobot dataset with {words.INFO} in {root}, found {found or 'an empty folder'}; "
-            "give the folder that holds meta/"
-        )
-    try:
-        info = json.loads(path.read_text())
-    except ValueError as error:
-        raise DatasetError(f"{path}: expected JSON, got something else ({error}); copy the dataset again") from error
-    version = info.get("codebase_version") if isinstance(info, dict) else None
-    if version not in LAYOUTS:
+    numbers = [row.get("episode_index") for row in rows]
+    if numbers != list(range(total)):
+        gap = next((place for place, number in enumerate(numbers) if number != place), len(numbers))
         raise DatasetError(
-            f"{path}: expected a LeRobot version in {sorted(LAYOUTS)}, got {version!r}; convert the dataset with "
-            "LeRobot's own conversion script"
+            f"{table}: expected the episodes 0 to {total - 1} once each, got {len(numbers)} rows (episode {gap} is "
+            "missing or doubled); copy the dataset again or record it again"
         )
-    needed = {"fps", "features", "total_episodes", "total_frames", "data_path"}
-    missing = sorted(needed - info.keys())
-    if missing:
-        raise DatasetError(f"{path}: expected the keys {sorted(needed)}, {missing} are missing; copy the dataset again")
-    for key, expected, is_right in _KEYS:
-        if key in info and not is_right(info[key]):
-            raise DatasetError(f"{path}: expected {expected} as {key}, got {info[key]!r}; copy the dataset again")
-    for name, feature in info["features"].items():
-        _check_feature(path, name, feature)
-    if any(map(words.is_video, info["features"].values())) and not info.get("video_path"):
-        raise DatasetError(f"{path}: expected the key 'video_path', since there are videos; copy the dataset again")
-    return info
-
-
-def _check_feature(path: Path, name: str, feature: Any) -> None:
-    shape = feature.get("shape") if isinstance(feature, dict) else None
-    is_right = isinstance(shape, list) and all(map(_is_count, shape)) and isinstance(feature.get("dtype"), str)
-    if not is_right or (words.camera_name(name) != name and len(shape or ()) != 3):
-        raise DatasetError(
-            f"{path}: expected a dtype and a shape (a list of whole numbers, three for a camera) as features.{name}, "
-            f"got {feature!r}; copy the dataset again"
-        )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
-def _is_path(value: Any) -> bool:
-    try:
-        return bool(value.format(chunk_index=0, file_index=0, video_key="camera"))
-    except (AttributeError, LookupError, ValueError, TypeError):
-        return False
-
-
-def _is_own_part(value: Any) -> bool:
-    """Whether our part of `info.json` has the form that other code relies on."""
-    if not isinstance(value, dict) or not isinstance(value.get("columns", []), list):
-        return False
-    return all(isinstance(value.get(key, {}), dict) for key in ("robot", "video", "notes"))
-
-
-_KEYS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("fps", "a positive number", _is_rate),
-    ("features", "an object", lambda value: isinstance(value, dict)),
-    ("total_episodes", "a whole number", _is_count),
-    ("total_frames", "a whole number", _is_count),
-    ("total_tasks", "a whole number", _is_count),
-    ("data_path", "a path with {chunk_index} and {file_index}", _is_path),
-    (
-        "video_path",
-        "a path with {video_key}, {chunk_index} and {file_index}",
-        lambda value: value is None or _is_path(value),
-    ),
-    (words.WAMKIT, "an object (with objects as robot, video and notes, and a list as columns)", _is_own_part),
-)
 
 
 def read_tasks(root: Path) -> list[str]:
@@ -278,8 +212,3 @@ def _record(row: dict[str, Any]) -> EpisodeRecord:
     return EpisodeRecord(
         index=row["episode_index"], length=row["length"], task=tasks[0], tasks=tasks, metadata=metadata
     )
-
-
-def _first_gap(numbers: list[Any]) -> str:
-    gap = next((place for place, number in enumerate(numbers) if number != place), len(numbers))
-    return f"episode {gap} is missing or doubled"

@@ -23,7 +23,8 @@ from PIL import Image
 from wamkit.data import features as words
 from wamkit.data.episode_stats import Stats, from_columns
 from wamkit.data.file_facts import data_file_facts, no_data, read_footer, video_file_facts
-from wamkit.data.layout import LAYOUTS, DatasetError, EpisodePlace, EpisodeRecord, read_info
+from wamkit.data.info import LAYOUTS, read_info
+from wamkit.data.layout import DatasetError, EpisodePlace, EpisodeRecord, Layout
 from wamkit.data.video import VideoError, VideoReader, read_frames, require_length
 from wamkit.spec import RobotSpec
 
@@ -49,11 +50,9 @@ class LeRobotDataset:
         self.root = Path(root)
         self.info: dict[str, Any] = read_info(self.root)
         self.features: dict[str, dict[str, Any]] = self.info["features"]
-        self._layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
+        self._layout: Layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
         self._camera_keys = {
-            words.camera_name(key): key
-            for key, feature in self.features.items()
-            if feature.get("dtype") in ("video", "image")
+            words.camera_name(key): key for key, feature in self.features.items() if words.is_camera(feature)
         }
         self._fingerprint: str | None = None
         if check:
@@ -91,6 +90,20 @@ class LeRobotDataset:
         return sum(episode.length for episode in self.episodes)
 
     @property
+    def tasks_path(self) -> Path:
+        """The table that `read_tasks` reads."""
+        return self._layout.tasks_path
+
+    def read_tasks(self) -> list[str]:
+        """The sentences that `task_index` counts.
+
+        Raises:
+            FileNotFoundError: the table is missing.
+            DatasetError: it cannot be read, or does not number the sentences from 0.
+        """
+        return self._layout.read_tasks()
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """Camera names (`observation.images.` cut off), in the order of the features."""
         return tuple(self._camera_keys)
@@ -119,14 +132,16 @@ class LeRobotDataset:
         Raises:
             DatasetError: a name is unknown, or the rows disagree with the metadata.
         """
-        known = [key for key, feature in self.features.items() if feature.get("dtype") not in ("video", "image")]
+        known = [key for key, feature in self.features.items() if not words.is_camera(feature)]
         wanted = known if names is None else list(names)
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise DatasetError(f"dataset {self.root} has the columns {known}, not {unknown}; choose among those")
         record, place = self._record(episode), self.place(episode)
-        table = self._rows(episode, [*wanted, "episode_index"])
-        owners = set(table["episode_index"].to_pylist())
+        # A file of one episode says by its name whose rows it holds.
+        is_numbered = "episode_index" in known or not self._layout.is_one_per_file
+        table = self._rows(episode, [*wanted, "episode_index"] if is_numbered else wanted)
+        owners = set(table["episode_index"].to_pylist()) if is_numbered else {episode}
         if owners != {episode}:
             raise DatasetError(
                 f"{place.data}: expected rows {place.first_row} to {place.first_row + record.length - 1} to belong to "
@@ -297,17 +312,19 @@ class LeRobotDataset:
                 end = round(video.start_s * self.fps) + record.length
                 frames[video.path] = max(frames.get(video.path, 0), end)
         for path, expected in rows.items():
-            _check_rows(path, expected)
+            _check_rows(path, expected, is_whole=self._layout.is_one_per_file)
         # Opening a file is mostly waiting; threads make a thousand videos cost a fraction of a second.
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             list(pool.map(_check_video, frames, frames.values()))
 
 
-def _check_rows(path: Path, expected: int) -> None:
+def _check_rows(path: Path, expected: int, *, is_whole: bool) -> None:
     found = read_footer(path).num_rows
-    if found < expected:
+    if found < expected or (is_whole and found != expected):
+        compared = "shorter" if found < expected else "longer"
         raise DatasetError(
-            f"{path}: expected {expected} rows, got {found}; it is shorter than the episode table says, copy it again"
+            f"{path}: expected {expected} rows, got {found}; it is {compared} than the episode table says, copy it "
+            "again"
         )
 
 

@@ -28,7 +28,8 @@ from wamkit.data.episode_stats import (
     merge_stats,
     to_columns,
 )
-from wamkit.data.layout import DatasetError, LayoutV3, read_info, read_tasks
+from wamkit.data.info import read_info
+from wamkit.data.layout import DatasetError, LayoutV3, read_tasks
 from wamkit.data.video import VideoSettings, encode_video
 from wamkit.episode import Episode
 from wamkit.lock import LOCK_FILE, FolderLock
@@ -226,6 +227,12 @@ class LeRobotWriter:
     def _reopen(self, video: VideoSettings | None) -> None:
         info = read_info(self.root)
         own = info.get(words.WAMKIT, {})
+        if info["codebase_version"] != words.VERSION:
+            raise DatasetError(
+                f"{self.root}: expected a dataset in LeRobot {words.VERSION}, found {info['codebase_version']}, which "
+                "is read but not written; record into a new folder, or bring this one to "
+                f"{words.VERSION} with `wamkit data convert`"
+            )
         if "robot" not in own:
             raise DatasetError(
                 f"{self.root}: expected a dataset recorded by wamkit, found one without a robot spec; record into a "
