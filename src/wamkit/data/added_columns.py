@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _rewrite(path: Path, name: str, values: np.ndarray, kind: pa.DataType) -> No
             )
         schema = file.schema_arrow
         place = schema.get_field_index(name)
-        schema = (schema if place < 0 else schema.remove(place)).append(pa.field(name, kind))
+        schema = _described((schema if place < 0 else schema.remove(place)).append(pa.field(name, kind)), name)
         start = 0
         with pq.ParquetWriter(sink, schema, compression="snappy") as writer:
             for group in range(file.metadata.num_row_groups):
@@ -104,3 +105,18 @@ def _rewrite(path: Path, name: str, values: np.ndarray, kind: pa.DataType) -> No
                 start += len(table)
                 writer.write_table(kept.append_column(pa.field(name, kind), column), row_group_size=len(table))
     write_atomically(path, memoryview(sink.getvalue()))
+
+
+def _described(schema: pa.Schema, name: str) -> pa.Schema:
+    """The schema, whose description for Hugging Face's `datasets` names the column too; its reader refuses others."""
+    metadata = schema.metadata or {}
+    try:
+        document = json.loads(metadata.get(b"huggingface", b""))
+        features = document["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return schema
+    value = {"dtype": "float32", "_type": "Value"}
+    kind = schema.field(name).type
+    is_vector = pa.types.is_fixed_size_list(kind)
+    features[name] = {"feature": value, "length": kind.list_size, "_type": "Sequence"} if is_vector else value
+    return schema.with_metadata(metadata | {b"huggingface": json.dumps(document).encode()})
