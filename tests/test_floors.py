@@ -28,7 +28,7 @@ FLOORS = (
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),
-    ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "rollout"),
+    ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "batching", "rollout"),
     ("training", "evaluation", "serving"),
     ("recipes",),
     ("__main__", "cli", "verify", "verify_weights", "doctor"),

@@ -1,14 +1,15 @@
-"""Closed loop: one policy, batched over simulators that run in parallel worker processes.
+"""Closed loop: one policy, batched over simulators that run in parallel.
 
 Each worker runs whole chunks of actions; the policy is asked for all workers of a group at once. With two groups the
 simulators of one run while the policy computes for the other. Every episode has its own slot memory and seed in the
-policy, so it gets the same draws whatever runs beside it; its course is the same up to the rounding of batched
-arithmetic, which depends on the size of the batch.
+policy, so it gets the same draws whatever runs beside it; with exact batching its course is the same to the last bit,
+else up to the rounding of batched arithmetic, which may depend on the size of the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import time
 from collections import deque
@@ -20,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wamkit.batching import Batching, ExactBatches
 from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
-from wamkit.envs.workers import WorkerError, WorkerPool
+from wamkit.envs.pool import SimulatorPool, WorkerError
 from wamkit.spec import PolicySpec, require_match
 from wamkit.trace import CallTrace, Trace
 from wamkit.types import ActingPolicy, ActionChunk, Imagined
@@ -59,6 +61,7 @@ class EpisodeOutcome:
         reward_sum: sum of the simulator's rewards.
         wall_seconds: from reset to end.
         calls: policy calls in order.
+        digest: of every executed action and every reward, bit for bit; empty when `error` is set.
         attempts: 1, or more when it was retried.
         error: why the simulator could not finish the episode; it says nothing about the policy.
         trace: every frame and what the policy imagined, when recorded.
@@ -72,6 +75,7 @@ class EpisodeOutcome:
     reward_sum: float
     wall_seconds: float
     calls: tuple[PolicyCall, ...]
+    digest: str = ""
     attempts: int = 1
     error: str | None = None
     trace: Trace | None = None
@@ -79,14 +83,16 @@ class EpisodeOutcome:
 
 def rollout(
     policy: ActingPolicy,
-    pool: WorkerPool,
+    pool: SimulatorPool,
     requests: Sequence[EpisodeRequest],
     *,
-    max_steps: int,
+    max_steps: int | Callable[[EpisodeRequest], int],
+    max_calls: Callable[[EpisodeRequest], int] | None = None,
     execution_horizon: int | None = None,
     record: Collection[int] = (),
     retries: int = 0,
     num_groups: int = 1,
+    batching: Batching = "free",
     on_steps: Callable[[int], None] | None = None,
 ) -> Iterator[EpisodeOutcome]:
     """Run episodes in closed loop and give each outcome as it finishes, in no particular order.
@@ -94,9 +100,9 @@ def rollout(
     Args:
         policy: slot i of the policy is worker i of the pool.
         pool: idle workers. When the iteration is left early some of them are still busy: close the pool then.
-        requests: episodes to run; equal requests get equal draws whatever runs beside them, and outcomes that are
-            equal up to the rounding of batched arithmetic.
-        max_steps: control steps after which an episode ends unsolved.
+        requests: episodes to run; equal requests get equal draws whatever runs beside them.
+        max_steps: control steps after which an episode ends unsolved; a number, or one for each request.
+        max_calls: policy calls after whose actions an episode ends unsolved, for each request.
         execution_horizon: actions of each chunk that are run; by default the policy's own.
         record: positions in `requests` to record frame by frame. Recorded robots are served by calls of their own,
             since decoding what was imagined takes time.
@@ -104,11 +110,13 @@ def rollout(
         num_groups: groups of workers that are served in turn. With two, the simulation of one hides behind the
             inference of the other; that pays where the policy computes on an accelerator and its time grows with the
             batch. On shared cores the larger batch of one group is faster (`benchmarks/rollout_groups.py`).
+        batching: `exact` serves robots together only in calls of sizes for which that was found to change nothing, so
+            equal requests have equal outcomes; `free` always shares calls.
         on_steps: told the number of control steps after each chunk.
 
     Raises:
         SpecMismatch: policy and environment differ; before the first step.
-        ValueError: a horizon or group count out of range, or the policy gave a malformed chunk.
+        ValueError: a horizon, limit or group count out of range, or the policy gave a malformed chunk.
         RuntimeError: simulators fail one after the other without finishing anything.
     """
     horizon = policy.spec.execution_horizon if execution_horizon is None else execution_horizon
@@ -117,20 +125,26 @@ def rollout(
             f"expected 1 <= execution_horizon <= {policy.spec.action_horizon} (the policy's action horizon), "
             f"got {horizon}"
         )
-    if max_steps < 1:
-        raise ValueError(f"expected max_steps >= 1, got {max_steps}")
+    steps = [max_steps if isinstance(max_steps, int) else max_steps(request) for request in requests]
+    calls = [None if max_calls is None else max_calls(request) for request in requests]
+    for name, limits in (("max_steps", steps), ("max_calls", calls)):
+        wrong = [limit for limit in limits if limit is not None and limit < 1]
+        if wrong:
+            raise ValueError(f"expected {name} >= 1, got {wrong[0]}")
     if not 1 <= num_groups <= len(pool):
         raise ValueError(f"expected 1 <= num_groups <= {len(pool)} (the number of workers), got {num_groups}")
-    require_match(policy.spec.robot, pool.robot, wanted_by="the policy", offered_by="the environment")
+    require_match(policy.spec.robot, pool.robot, wanted_by="the policy", offered_by="the environment", in_order=True)
     return _Rollout(
         policy=policy,
         pool=pool,
         requests=requests,
         horizon=horizon,
-        max_steps=max_steps,
+        max_steps=steps,
+        max_calls=calls,
         record=frozenset(record),
         retries=retries,
         groups=[list(range(first, len(pool), num_groups)) for first in range(num_groups)],
+        exact=ExactBatches(policy=policy, first_slot=len(pool), executed=horizon) if batching == "exact" else None,
         on_steps=on_steps,
     ).run()
 
@@ -143,6 +157,8 @@ class _Episode:
     request: EpisodeRequest
     attempts: int
     is_recorded: bool
+    max_steps: int
+    max_calls: int | None
     started: float = field(default_factory=time.perf_counter)
     frame: Frame | None = None  # the newest one while the worker waits for the policy, else None
     sentence: str = ""
@@ -152,6 +168,7 @@ class _Episode:
     rewards: list[np.ndarray] = field(default_factory=list)
     success: list[np.ndarray] = field(default_factory=list)
     sent: np.ndarray | None = None
+    digest: Any = field(default_factory=hashlib.sha256)
     actions: list[np.ndarray] = field(default_factory=list)
     frames: list[dict[str, np.ndarray]] = field(default_factory=list)
     states: list[np.ndarray] = field(default_factory=list)
@@ -163,13 +180,15 @@ class _Rollout:
     """The state of one call of `rollout`."""
 
     policy: ActingPolicy
-    pool: WorkerPool
+    pool: SimulatorPool
     requests: Sequence[EpisodeRequest]
     horizon: int
-    max_steps: int
+    max_steps: Sequence[int]
+    max_calls: Sequence[int | None]
     record: frozenset[int]
     retries: int
     groups: list[list[int]]
+    exact: ExactBatches | None
     on_steps: Callable[[int], None] | None
     running: dict[int, _Episode] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)
@@ -209,7 +228,12 @@ class _Rollout:
         if self.waiting:
             index, request, attempts = self.waiting.popleft()
             self.running[worker] = _Episode(
-                index=index, request=request, attempts=attempts, is_recorded=index in self.record
+                index=index,
+                request=request,
+                attempts=attempts,
+                is_recorded=index in self.record,
+                max_steps=self.max_steps[index],
+                max_calls=self.max_calls[index],
             )
             try:
                 self.pool.submit(worker, "reset", request)
@@ -235,7 +259,8 @@ class _Rollout:
             return self._fail(worker, episode, str(answer))
         if isinstance(answer, ChunkOutcome):
             self._extend(episode, answer)
-            is_over = answer.terminated or answer.truncated or episode.steps >= self.max_steps
+            is_over = answer.terminated or answer.truncated or episode.steps >= episode.max_steps
+            is_over |= episode.max_calls is not None and len(episode.calls) >= episode.max_calls
             if is_over:
                 self.failures_in_a_row = 0
                 self._start(worker)
@@ -270,8 +295,11 @@ class _Rollout:
         episode.executed = chunk.executed
         episode.rewards.append(chunk.rewards)
         episode.success.append(chunk.success)
-        if chunk.recorded is not None and episode.sent is not None:
-            episode.actions.append(episode.sent[: chunk.executed])
+        assert episode.sent is not None
+        run = episode.sent[: chunk.executed]
+        episode.digest.update(run.tobytes() + chunk.rewards.tobytes())
+        if chunk.recorded is not None:
+            episode.actions.append(run)
             episode.frames.append({camera: chunk.recorded.video[camera] for camera in self.cameras})
             episode.states.append(chunk.recorded.state)
         if self.on_steps is not None:
@@ -291,19 +319,32 @@ class _Rollout:
     def _act(self, slots: list[int], is_recorded: bool) -> None:
         episodes = [self.running[slot] for slot in slots]
         frames = [episode.frame for episode in episodes if episode.frame is not None]
-        video = np.stack([np.stack([frame.video[camera] for camera in self.cameras]) for frame in frames])
-        begun = time.perf_counter()
-        chunk = self.policy.act(
-            slots,
-            video=torch.from_numpy(video),
-            state=torch.from_numpy(np.stack([frame.state for frame in frames])),
-            task=[frame.sentence for frame in frames],
-            executed=[episode.executed for episode in episodes],
-            record=is_recorded,
-        )
-        # Fetching the actions waits for the device, so the time is the robot's, not the launch's.
-        actions = chunk.actions.detach().to("cpu", torch.float32).numpy()
-        seconds = time.perf_counter() - begun
+        video = torch.from_numpy(np.stack([np.stack([frame.video[name] for name in self.cameras]) for frame in frames]))
+        state = torch.from_numpy(np.stack([frame.state for frame in frames]))
+        task = [frame.sentence for frame in frames]
+        if self.exact is None or self.exact.allows(video, state, task, is_recorded):
+            parts = [slice(0, len(slots))]
+        else:
+            parts = [slice(row, row + 1) for row in range(len(slots))]
+        for part in parts:
+            begun = time.perf_counter()
+            chunk = self.policy.act(
+                slots[part],
+                video=video[part],
+                state=state[part],
+                task=task[part],
+                executed=[episode.executed for episode in episodes[part]],
+                record=is_recorded,
+            )
+            # Fetching the actions waits for the device, so the time is the robot's, not the launch's.
+            actions = chunk.actions.detach().to("cpu", torch.float32).numpy()
+            self._send(slots[part], chunk, actions, time.perf_counter() - begun, is_recorded)
+
+    def _send(
+        self, slots: list[int], chunk: ActionChunk, actions: np.ndarray, seconds: float, is_recorded: bool
+    ) -> None:
+        """Let the simulators of a call run what the policy wants."""
+        episodes = [self.running[slot] for slot in slots]
         self._check(actions, episodes)
         for row, (slot, episode) in enumerate(zip(slots, episodes, strict=True)):
             call = PolicyCall(step=episode.steps, seconds=seconds, batch_size=len(slots), timing=dict(chunk.timing))
@@ -311,7 +352,7 @@ class _Rollout:
             if is_recorded:
                 episode.call_traces.append(_call_trace(chunk, row, actions[row], episode.steps))
             episode.frame = None
-            episode.sent = actions[row, : min(self.horizon, self.max_steps - episode.steps)]
+            episode.sent = actions[row, : min(self.horizon, episode.max_steps - episode.steps)]
             self.pool.submit(slot, "run_chunk", episode.sent, is_recorded)
 
     def _check(self, actions: np.ndarray, episodes: list[_Episode]) -> None:
@@ -357,6 +398,7 @@ def _outcome(episode: _Episode, spec: PolicySpec, error: str | None = None) -> E
         reward_sum=float(sum(float(part.sum()) for part in episode.rewards)),
         wall_seconds=time.perf_counter() - episode.started,
         calls=tuple(episode.calls),
+        digest="" if error else episode.digest.hexdigest()[:16],
         attempts=episode.attempts,
         error=error,
         trace=trace,

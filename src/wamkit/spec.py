@@ -193,7 +193,9 @@ class PolicySpec:
         return read_fields(cls, data, "policy spec")
 
 
-def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offered_by: str) -> None:
+def require_match(
+    wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offered_by: str, in_order: bool = False
+) -> None:
     """Compare two robot specs where they meet and refuse a mismatch.
 
     `offered` may have more cameras than `wanted`; every other field that changes what numbers or pixels mean must
@@ -204,6 +206,7 @@ def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offe
         offered: the spec of what it is given (an environment or a dataset).
         wanted_by: name of the first side, for the message.
         offered_by: name of the second side, for the message.
+        in_order: cameras must also come in the same order, as where frames may be taken by their place.
 
     Raises:
         SpecMismatch: listing every difference, both sides and what to do.
@@ -219,6 +222,9 @@ def require_match(wanted: RobotSpec, offered: RobotSpec, *, wanted_by: str, offe
                 f"camera {camera.name!r}: wanted {camera.height}x{camera.width} px, "
                 f"offered {other.height}x{other.width} px"
             )
+    shared = [name for name in cameras if name in wanted.camera_names]
+    if in_order and sorted(shared) == sorted(wanted.camera_names) and tuple(shared) != wanted.camera_names:
+        differences.append(f"order of cameras: wanted {list(wanted.camera_names)}, offered {list(cameras)}")
     for what, ours, theirs in (("state", wanted.state, offered.state), ("action", wanted.action, offered.action)):
         if len(ours) != len(theirs):
             differences.append(

@@ -7,8 +7,9 @@ pickles, so that it can cross a pipe between our own processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -17,6 +18,10 @@ from wamkit.episode import Episode
 from wamkit.spec import RobotSpec
 
 RecordedActions = Literal["clean", "executed"]
+
+
+class BrokenSimulator(RuntimeError):
+    """A simulator gave numbers that are not finite: its episode says nothing, and it must be made anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +247,12 @@ class SimulatorFactory(Protocol):
 
 
 def observe(simulator: Simulator) -> Frame:
-    """What the robot sees and feels now."""
-    return Frame(video=simulator.render(), state=simulator.state(), sentence=simulator.sentence)
+    """What the robot sees and feels now.
+
+    Raises:
+        BrokenSimulator: the state is not finite.
+    """
+    return Frame(video=simulator.render(), state=_finite_state(simulator), sentence=simulator.sentence)
 
 
 def reset(simulator: Simulator, request: EpisodeRequest) -> Frame:
@@ -262,13 +271,14 @@ def run_chunk(simulator: Simulator, actions: Float32[np.ndarray, "p a"], record:
 
     Raises:
         ValueError: there is no action, or one is malformed.
+        BrokenSimulator: a state or reward is not finite.
     """
     if actions.ndim != 2 or len(actions) == 0:
         raise ValueError(f"expected a chunk of at least one action, shape [k, a], got shape {actions.shape}")
     outcomes: list[StepOutcome] = []
     frames: list[Frame] = []
     for action in actions:
-        outcomes.append(simulator.step(action))
+        outcomes.append(_finite_step(simulator, action))
         if record:
             frames.append(observe(simulator))
         if outcomes[-1].success or outcomes[-1].terminated or outcomes[-1].truncated:
@@ -290,6 +300,9 @@ def demonstrate(simulator: Simulator, request: EpisodeRequest, options: Demonstr
 
     Row t of the episode holds the observation before action t, that action (see `record_actions`), and what it earned.
     `metadata` says which action was recorded, the noise, and everything needed to repeat the episode.
+
+    Raises:
+        BrokenSimulator: a state or reward is not finite.
     """
     simulator.reset(request)
     random = np.random.default_rng(request.seed)
@@ -302,11 +315,11 @@ def demonstrate(simulator: Simulator, request: EpisodeRequest, options: Demonstr
     while remaining > 0:
         if options.record_video:
             videos.append(simulator.render())
-        states.append(simulator.state())
+        states.append(_finite_state(simulator))
         clean = simulator.demonstrate_action()
         noise = noise_scale * random.standard_normal(len(noise_scale))
         executed = np.clip(clean + noise, lowest, highest).astype(np.float32) if options.noise_std else clean
-        outcome = simulator.step(executed)
+        outcome = _finite_step(simulator, executed)
         actions.append(clean if options.record_actions == "clean" else executed)
         rewards.append(outcome.reward)
         successes.append(outcome.success)
@@ -333,6 +346,35 @@ def demonstrate(simulator: Simulator, request: EpisodeRequest, options: Demonstr
             "record_actions": options.record_actions,
         },
     )
+
+
+def handle(simulator: Simulator, method: str, args: tuple[Any, ...]) -> Any:
+    """What a worker does with a request.
+
+    Args:
+        simulator: the worker's.
+        method: a function of this module that takes the simulator first (`reset`, `run_chunk`, `demonstrate`), or a
+            method of the simulator.
+        args: arguments after the simulator.
+    """
+    known: dict[str, Callable[..., Any]] = {"reset": reset, "run_chunk": run_chunk, "demonstrate": demonstrate}
+    return known[method](simulator, *args) if method in known else getattr(simulator, method)(*args)
+
+
+def _finite_state(simulator: Simulator) -> np.ndarray:
+    state = simulator.state()
+    if not np.isfinite(state).all():
+        channels = zip(simulator.robot.state, state, strict=True)
+        wrong = ", ".join(channel.name for channel, number in channels if not np.isfinite(number))
+        raise BrokenSimulator(f"expected finite states from the simulator, got NaN or infinity in {wrong}")
+    return state
+
+
+def _finite_step(simulator: Simulator, action: np.ndarray) -> StepOutcome:
+    outcome = simulator.step(action)
+    if not math.isfinite(outcome.reward):
+        raise BrokenSimulator(f"expected finite rewards from the simulator, got {outcome.reward}")
+    return outcome
 
 
 def _stack_video(frames: list[Frame]) -> dict[str, np.ndarray]:

@@ -15,8 +15,6 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-METHODS = ("reset", "run_chunk", "demonstrate")
-
 
 def main() -> None:
     """Serve the simulator whose factory arrives first on the socket named on the command line."""
@@ -30,22 +28,19 @@ def main() -> None:
     except Exception as error:
         _send(connection, ("failed", _describe(error)))
         return
+    from wamkit.envs.base import BrokenSimulator, handle
+
     while True:
         method, args = requests.get()
         answer: tuple[Any, ...]
         try:
-            answer = ("value", _handle(simulator, method, args))
+            answer = ("value", handle(simulator, method, args))
+        except BrokenSimulator as error:
+            _send(connection, ("broken", _describe(error)))
+            os._exit(1)  # another process takes its place
         except Exception as error:
             answer = ("raised", _describe(error))
         _send(connection, answer)
-
-
-def _handle(simulator: Any, method: str, args: tuple[Any, ...]) -> Any:
-    from wamkit.envs import base
-
-    if method in METHODS:
-        return getattr(base, method)(simulator, *args)
-    return getattr(simulator, method)(*args)
 
 
 def _receive(connection: Connection, requests: queue.SimpleQueue[Any]) -> None:

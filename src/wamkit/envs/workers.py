@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from wamkit.envs.base import SimulatorFactory
+from wamkit.envs.pool import Loss, WorkerError, call_all, gather, require_idle
 from wamkit.spec import RobotSpec
 
 logger = logging.getLogger(__name__)
@@ -35,32 +36,6 @@ _ONE_THREAD = {
     "NUMEXPR_NUM_THREADS": "1",
     "LP_NUM_THREADS": "0",  # Mesa's software rasterizer draws in the calling thread
 }
-
-
-_Loss = Literal["died", "hung", "failed"]
-
-
-class WorkerError(RuntimeError):
-    """What became of a submission that gave no value.
-
-    Args:
-        message: what happened and, for an exception inside the simulator, its message.
-        kind: `raised` (an exception inside the simulator; the worker lives on), `died`, `hung`, or `failed` (a
-            replacement could not start).
-        error_type: name of the exception's type, when one was raised.
-        details: the worker's traceback, for logs.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: Literal["raised", "died", "hung", "failed"],
-        error_type: str = "",
-        details: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.kind, self.error_type, self.details = kind, error_type, details
 
 
 @dataclass
@@ -152,10 +127,7 @@ class WorkerPool:
             ValueError: no such worker, or it is busy.
             RuntimeError: this worker was given up because its replacements could not start.
         """
-        if not 0 <= worker < len(self._workers):
-            raise ValueError(f"expected a worker from 0 to {len(self._workers) - 1}, got {worker}")
-        if self.is_busy(worker):
-            raise ValueError(f"worker {worker} is busy; wait for its outcome before submitting again")
+        require_idle(self, worker)
         self._receive(worker)  # notices a worker that died while it was idle
         state = self._workers[worker]
         if state is None:
@@ -202,7 +174,7 @@ class WorkerPool:
             WorkerError: there is no value.
             ValueError: a worker is busy.
         """
-        return self.call_all({worker: (method, *args)})[worker]
+        return call_all(self, {worker: (method, *args)})[worker]
 
     def call_all(self, requests: dict[int, Sequence[Any]]) -> dict[int, Any]:
         """Submit to several idle workers at once and wait for all of them.
@@ -217,26 +189,11 @@ class WorkerPool:
             WorkerError: of the first worker without a value, once all have answered.
             ValueError: a worker is busy.
         """
-        outcomes = self.gather(requests)
-        for outcome in outcomes.values():
-            if isinstance(outcome, WorkerError):
-                raise outcome
-        return outcomes
+        return call_all(self, requests)
 
     def gather(self, requests: dict[int, Sequence[Any]]) -> dict[int, Any]:
         """Like `call_all`, but a worker without a value gives its `WorkerError` as the outcome."""
-        busy = [worker for worker in range(len(self._workers)) if self.is_busy(worker)]
-        if busy:
-            raise ValueError(f"workers {busy} are busy; wait for their outcomes first")
-        outcomes: dict[int, Any] = {}
-        for worker, request in requests.items():
-            try:
-                self.submit(worker, *request)
-            except RuntimeError as error:  # given up; raised here, it would leave the others busy
-                outcomes[worker] = WorkerError(str(error), kind="failed")
-        while len(outcomes) < len(requests):
-            outcomes.update(self.wait())
-        return {worker: outcomes[worker] for worker in requests}
+        return gather(self, requests)
 
     def close(self) -> None:
         """End all workers; closing twice is fine."""
@@ -304,8 +261,8 @@ class WorkerPool:
                 kind, *content = worker.connection.recv()
                 if kind == "ready":
                     self._mark_ready(number, worker, content[0])
-                elif kind == "failed":
-                    return self._lose(number, worker, "failed", *content[0])
+                elif kind in ("failed", "broken"):
+                    return self._lose(number, worker, kind, *content[0])
                 else:
                     worker.is_working = False
                     return (content[0] if kind == "value" else _raised(number, *content[0]),)
@@ -324,7 +281,7 @@ class WorkerPool:
         worker.backlog.clear()
 
     def _lose(
-        self, number: int, worker: _Worker, kind: _Loss, error_type: str = "", message: str = "", details: str = ""
+        self, number: int, worker: _Worker, kind: Loss, error_type: str = "", message: str = "", details: str = ""
     ) -> tuple[WorkerError] | None:
         """Put an end to a worker, start another in its place, and give the outcome of the submission it had, if any."""
         if kind == "hung":
@@ -336,6 +293,7 @@ class WorkerPool:
             "died": f"worker {number} died {when} ({status})",
             "hung": f"worker {number} gave no answer {when} within its deadline and was killed",
             "failed": message,
+            "broken": f"worker {number}: {message}",
         }[kind]
         error = WorkerError(what, kind=kind, error_type=error_type, details=details)
         if self._robot is None or not worker.is_ready:

@@ -352,11 +352,9 @@ class WAV:
         if len(self._sentences) + len(new) > MAX_SENTENCES:
             self._sentences.clear()
             new = list(dict.fromkeys(task))
-        if new:
-            text = self.text_encoder.encode(new)
-            read = self.network.read_text(text.tokens, text.mask, keep=True)
-            for row, sentence in enumerate(new):
-                self._sentences[sentence] = read.rows([row])
+        for sentence in new:  # one by one, so that no sentence depends on those it was first met with
+            text = self.text_encoder.encode([sentence])
+            self._sentences[sentence] = self.network.read_text(text.tokens, text.mask, keep=True)
         return TextContext.joined([self._sentences[sentence] for sentence in task])
 
     def forget(self) -> None:
