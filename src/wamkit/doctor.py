@@ -19,7 +19,12 @@ from typing import Any, Literal
 
 from wamkit import __version__
 
-PINNED = {"mujoco": "3.3.0", "metaworld": "3.1.1"}  # other versions render or simulate differently
+PINNED = {
+    "mujoco": "3.3.0",
+    "metaworld": "3.1.1",
+    "gym-aloha": "0.1.5",
+    "dm-control": "1.0.28",
+}  # other versions render or simulate differently
 VIDEO_CODECS = {"h264": ("libx264", "h264"), "av1": ("libsvtav1", "libdav1d")}  # name: our encoder, our decoder
 MIN_FREE_GB = 5.0
 
@@ -86,9 +91,9 @@ def _packages() -> Check:
     versions = {name: _version(name) for name in sorted(map(_name, requirements)) if name != "wamkit"}
     problems = [f"{name} is missing" for name in sorted(needed) if not versions[name]]
     problems += [
-        f"{name} {versions[name]} is installed, but {wanted} is what results were made with"
+        f"{name} {_version(name)} is installed, but {wanted} is what results were made with"
         for name, wanted in PINNED.items()
-        if versions[name] not in (None, wanted)
+        if _version(name) not in (None, wanted)
     ]
     remedy = "; bring it in order with: bash runs/setup.sh" if problems else ""
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)

@@ -8,7 +8,7 @@ from importlib import metadata
 
 import wamkit
 
-SIMULATORS = ("metaworld", "mujoco", "robosuite", "hf-libero")
+SIMULATORS = ("metaworld", "mujoco", "robosuite", "hf-libero", "gym-aloha", "dm-control")
 """Packages that decide what a simulated robot sees and feels."""
 
 

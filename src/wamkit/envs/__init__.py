@@ -10,8 +10,14 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-SUITES: dict[str, str] = {"metaworld": "wamkit.envs.metaworld:MetaWorldFactory"}
-_TASKS: dict[str, str] = {"metaworld": "wamkit.envs.metaworld_tasks:task_sentences"}
+SUITES: dict[str, str] = {
+    "aloha": "wamkit.envs.aloha:AlohaFactory",
+    "metaworld": "wamkit.envs.metaworld:MetaWorldFactory",
+}
+_TASKS: dict[str, str] = {
+    "aloha": "wamkit.envs.aloha_tasks:task_sentences",
+    "metaworld": "wamkit.envs.metaworld_tasks:task_sentences",
+}
 
 
 def suite_factory(name: str) -> Any:

@@ -143,6 +143,17 @@ PROTOCOLS: dict[str, Protocol] = {
             rendering="mujoco-low-cost",
             summary="Meta-World 3, layouts of benchmark seed 1042, success at any of 500 steps",
         ),
+        Protocol(
+            name="aloha/v1",
+            suite="aloha",
+            # Recordings start from layout seed 42, and families of layouts share none.
+            layout_seed=1042,
+            episodes=50,
+            max_steps=400,
+            cameras=("top", "left_wrist", "right_wrist"),
+            rendering="mujoco-low-cost",
+            summary="gym-aloha, layouts of seed 1042, success (reward 4) at any of 400 steps",
+        ),
     )
 }
 
