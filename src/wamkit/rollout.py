@@ -87,7 +87,7 @@ def rollout(
     requests: Sequence[EpisodeRequest],
     *,
     max_steps: int | Callable[[EpisodeRequest], int],
-    max_calls: Callable[[EpisodeRequest], int] | None = None,
+    max_calls: Callable[[EpisodeRequest], int | None] | None = None,
     execution_horizon: int | None = None,
     record: Collection[int] = (),
     retries: int = 0,
@@ -102,7 +102,7 @@ def rollout(
         pool: idle workers. When the iteration is left early some of them are still busy: close the pool then.
         requests: episodes to run; equal requests get equal draws whatever runs beside them.
         max_steps: control steps after which an episode ends unsolved; a number, or one for each request.
-        max_calls: policy calls after whose actions an episode ends unsolved, for each request.
+        max_calls: policy calls after whose actions an episode ends unsolved, for each request; `None` is no limit.
         execution_horizon: actions of each chunk that are run; by default the policy's own.
         record: positions in `requests` to record frame by frame. Recorded robots are served by calls of their own,
             since decoding what was imagined takes time.

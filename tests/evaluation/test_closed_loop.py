@@ -117,7 +117,8 @@ def test_lost_episodes_and_further_ones_are_added(
     policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)
     results = run_evaluation(evaluated, policy=policy, episodes=5)
     assert (results.overall.trials, results.overall.errors) == (5, 0)
-    seeds = [generator.initial_seed() for generator in policy.generators.values()]
+    # Slots from 2 on are those of trial calls, which find out what batches change.
+    seeds = [generator.initial_seed() for slot, generator in policy.generators.items() if slot < 2]
     assert sorted(seeds) == sorted([lines[0]["seed"], 4]), "only what was missing is run"
     assert {key: value for key, value in solved(evaluated).items() if key[1] < 4} == solved(finished)
     policy = blind_presser(MetaWorldFactory(height=32, width=32).robot)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wamkit.envs.metaworld import MetaWorldFactory
-from wamkit.evaluation.protocol import PROTOCOLS, Protocol, get_protocol
+from wamkit.evaluation.protocol import PROTOCOLS, Protocol, get_protocol, same_rules
+from wamkit.evaluation.results import Results
 
 
 def test_changes_stand_in_the_title() -> None:
@@ -27,6 +31,9 @@ def test_every_change_that_matters_changes_the_title() -> None:
         "layout_seed": 1,
         "seeds": (3,),
         "max_steps": 7,
+        "task_limits": (("drawer-*", 90),),
+        "limit_unit": "calls",
+        "settle_steps": 10,
         "execution_horizon": 2,
         "cameras": ("corner",),
         "rendering": "mujoco-stock",
@@ -34,7 +41,53 @@ def test_every_change_that_matters_changes_the_title() -> None:
     uncounted = {"name", "tasks", "episodes", "summary"}
     assert set(other) | uncounted == {item.name for item in dataclasses.fields(Protocol)}
     for key, value in other.items():
-        assert get_protocol("metaworld/v1", **{key: value}).title != "metaworld/v1", key
+        needed = {"task_limits": (("*", 9),)} if key == "limit_unit" else {}
+        changed = get_protocol("metaworld/v1", **{**needed, key: value})
+        assert f"{key}=" in changed.title
+        named, settings = (dataclasses.asdict(protocol) for protocol in (PROTOCOLS["metaworld/v1"], changed))
+        assert not same_rules(named, settings), key
+
+
+def test_results_from_before_a_setting_existed_follow_the_same_rules() -> None:
+    settings = json.loads(json.dumps(dataclasses.asdict(PROTOCOLS["metaworld/v1"])))
+    older = {key: settings[key] for key in settings if key not in ("task_limits", "limit_unit", "settle_steps")}
+    assert same_rules(older, dataclasses.asdict(get_protocol("metaworld/v1", episodes=3, tasks=("reach-v3",))))
+    assert not same_rules({**older, "max_steps": 300}, settings)
+    committed = Path(__file__).parents[2] / "results" / "demo" / "plain"
+    assert Results.load(committed).protocol_settings["max_steps"] == 500
+    assert same_rules(Results.load(committed).protocol_settings, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "calls", "rules"),
+    [
+        ({}, 500, None, "at most 500 control steps"),
+        ({"task_limits": (("drawer-*", 90),), "settle_steps": 10}, 90, None, "90 control steps, at most 500 control"),
+        ({"task_limits": (("drawer-*", 900),)}, 500, None, "900 control steps, at most 500 control steps"),
+        ({"task_limits": (("door-*", 9), ("*", 70))}, 70, None, "9 to 70 control steps by task, at most 500"),
+        ({"task_limits": (("drawer-*", 90),), "limit_unit": "calls"}, 500, 90, "90 policy calls, at most 500 control"),
+        ({"task_limits": (("door-*", 90),), "limit_unit": "calls"}, 500, None, "90 policy calls, at most 500 control"),
+    ],
+)
+def test_limits_by_task(changes: dict[str, Any], steps: int, calls: int | None, rules: str) -> None:
+    protocol = get_protocol("metaworld/v1", **changes)
+    assert (protocol.step_limit("drawer-open-v3"), protocol.call_limit("drawer-open-v3")) == (steps, calls)
+    assert rules in protocol.rules and ("10 settle steps" in protocol.rules) == ("settle_steps" in changes)
+
+
+def test_tasks_may_be_patterns() -> None:
+    protocol = get_protocol("metaworld/v1")
+    drawers = ("drawer-close-v3", "drawer-open-v3")
+    assert tuple(sorted(protocol.choose(["drawer-*"]))) == drawers
+    assert protocol.choose(["drawer-open-v3", "drawer-*"]) == drawers[::-1]
+    assert protocol.choose([]) == protocol.task_ids
+    own = Protocol(
+        name="lab/shelves", suite="metaworld", tasks=("shelf/0", "shelf/1", "table/0"), layout_seed=0, episodes=1,
+        max_steps=5, cameras=("front",), rendering="painted",
+    )  # fmt: skip
+    assert own.choose(["shelf/*"]) == ("shelf/0", "shelf/1")
+    with pytest.raises(ValueError, match=r"has no task shelves/\* .did you mean shelf/1\?.; it covers shelf/0"):
+        own.choose(["shelves/*"])
 
 
 def test_requests_cover_layouts_and_seeds_that_training_never_sees() -> None:
@@ -76,7 +129,17 @@ def test_unknown_protocols_are_named_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"max_steps": 0}, {"episodes": 0}, {"execution_horizon": 0}, {"seeds": ()}, {"seeds": (0, 1, 0)}]
+    "change",
+    [
+        {"task_limits": (("*", 0),)},
+        {"limit_unit": "calls"},
+        {"settle_steps": -1},
+        {"max_steps": 0},
+        {"episodes": 0},
+        {"execution_horizon": 0},
+        {"seeds": ()},
+        {"seeds": (0, 1, 0)},
+    ],
 )
 def test_impossible_protocols_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="protocol 'metaworld/v1': expected"):

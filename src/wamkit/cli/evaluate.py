@@ -7,12 +7,14 @@ when episodes were lost to simulator errors; the same command tries those again.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -21,9 +23,12 @@ from wamkit.envs import suite_sentences
 from wamkit.versions import SIMULATORS, installed_versions
 
 if TYPE_CHECKING:
+    from wamkit.evaluation.closed_loop import PoolMaker
     from wamkit.evaluation.protocol import Protocol
     from wamkit.evaluation.results import Results, TaskScore
     from wamkit.spec import RobotSpec
+
+Batching = Literal["exact", "free"]  # as `wamkit.batching`, which loads torch
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Options:
     protocol: str = "metaworld/v1"
     """Named protocol; what is changed below is added to its name wherever it is printed."""
     tasks: tuple[str, ...] = ()
-    """Some of the protocol's tasks; by default all."""
+    """Some of the protocol's tasks, by id or by shell-style patterns such as 'drawer-*'; by default all."""
     episodes: int | None = None
     """Episodes of each task and seed; by default the protocol's number."""
     max_steps: int | None = None
@@ -55,7 +60,14 @@ class Options:
     memory_threshold: int = 1
     """Executed actions per shift of the policy's observation memory."""
     workers: int | None = None
-    """Simulator processes; by default one per core."""
+    """Simulator processes; by default one per core. 0 runs one simulator inside this process, for a debugger."""
+    backend: Literal["processes", "ray"] = "processes"
+    """Where simulators run: in processes of this machine, or on all machines of a Ray cluster (wamkit[ray])."""
+    ray_address: str | None = None
+    """Of the cluster, for instance auto for the one that this machine belongs to; by default Ray is started here."""
+    batching: Batching = "exact"
+    """exact gives every robot what it would get in a policy call of its own, so that outcomes do not depend on the
+    number of workers; free always shares calls, which rounds differently on some machines."""
     groups: int = 1
     """Groups of simulators that are served in turn; 2 can pay when the policy computes on a GPU."""
     record_episodes: int = 4
@@ -68,8 +80,12 @@ class Options:
 
 def run(options: Options) -> int:
     """Evaluate; 1 when episodes were lost to simulator errors."""
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"expected --workers of 1 or more, got {options.workers}; leave it out for one per core")
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(
+            f"expected --workers of 1 or more, or 0 for this process, got {options.workers}; leave it out for one per "
+            "core"
+        )
+    make_pool = _pool_maker(options)
     from wamkit.evaluation.protocol import get_protocol
 
     protocol = get_protocol(
@@ -91,7 +107,7 @@ def run(options: Options) -> int:
     from wamkit.evaluation.closed_loop import evaluate
 
     policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
-    warn_about_tasks(policy.spec.tasks, options.tasks or protocol.task_ids, suite_sentences(protocol.suite))
+    warn_about_tasks(policy.spec.tasks, protocol.choose(options.tasks), suite_sentences(protocol.suite))
     warn_about_versions(read_policy(options.policy).training.get("versions", {}), installed_versions(SIMULATORS))
     results = evaluate(
         policy,
@@ -102,7 +118,9 @@ def run(options: Options) -> int:
         tasks=options.tasks,
         episodes=options.episodes,
         workers=options.workers,
+        make_pool=make_pool,
         num_groups=options.groups,
+        batching=options.batching,
         record_episodes=options.record_episodes,
         resume=not options.fresh,
     )
@@ -122,7 +140,7 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
         robot: the policy's; its cameras and their size are rendered.
 
     Raises:
-        ValueError: cameras of different sizes, or a rendering that the suite does not have.
+        ValueError: cameras of different sizes, or a rendering or settle steps that the suite does not have.
     """
     from wamkit.envs import suite_factory
     from wamkit.envs.render import RENDERING_NAMES
@@ -134,9 +152,39 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
     if protocol.rendering not in settings:
         raise ValueError(f"suite {protocol.suite!r} renders as {', '.join(settings)}, not as {protocol.rendering!r}")
     height, width = sizes[0]
-    return suite_factory(protocol.suite)(
-        cameras=robot.camera_names, height=height, width=width, rendering=settings[protocol.rendering]
+    factory = suite_factory(protocol.suite)
+    own = {item.name for item in dataclasses.fields(factory)} & {"settle_steps"}
+    if protocol.settle_steps and not own:
+        raise ValueError(f"suite {protocol.suite!r} has no settle steps, and protocol {protocol.title!r} wants some")
+    return factory(
+        cameras=robot.camera_names,
+        height=height,
+        width=width,
+        rendering=settings[protocol.rendering],
+        **{name: getattr(protocol, name) for name in own},
     )
+
+
+def _pool_maker(options: Options) -> PoolMaker:
+    """Where the simulators run.
+
+    Raises:
+        ValueError: options that exclude each other.
+        ModuleNotFoundError: Ray is asked for and not installed.
+    """
+    from wamkit.envs.in_process import InProcessPool
+    from wamkit.envs.workers import WorkerPool
+
+    if options.ray_address is not None and options.backend != "ray":
+        raise ValueError("--ray-address names a Ray cluster; add --backend ray")
+    if options.backend == "ray":
+        from wamkit.envs.ray_pool import RayPool, require_ray
+
+        if options.workers == 0:
+            raise ValueError("--workers 0 runs in this process, --backend ray on other machines; choose one of them")
+        require_ray()
+        return functools.partial(RayPool, address=options.ray_address)
+    return (lambda factory, _: InProcessPool(factory)) if options.workers == 0 else WorkerPool
 
 
 def warn_about_tasks(trained: Sequence[str], tasks: Sequence[str], sentences: Mapping[str, str]) -> None:

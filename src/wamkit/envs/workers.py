@@ -28,8 +28,8 @@ from wamkit.spec import RobotSpec
 logger = logging.getLogger(__name__)
 
 _BEGIN_EPISODES = ("reset", "demonstrate")
-_MAX_FAILED_STARTS = 3  # in a row, after which a worker is not started again
-_ONE_THREAD = {
+MAX_FAILED_STARTS = 3  # in a row, after which a worker is not started again
+ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -132,7 +132,7 @@ class WorkerPool:
         state = self._workers[worker]
         if state is None:
             raise RuntimeError(
-                f"worker {worker} failed to start {_MAX_FAILED_STARTS} times in a row and was given up: "
+                f"worker {worker} failed to start {MAX_FAILED_STARTS} times in a row and was given up: "
                 f"{self._last_failure}"
             )
         state.is_working, state.submitted = True, time.monotonic()
@@ -223,7 +223,7 @@ class WorkerPool:
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            environment = dict(os.environ) | _ONE_THREAD
+            environment = dict(os.environ) | ONE_THREAD
             environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wamkit.envs.worker_process", str(theirs.fileno())],
@@ -304,7 +304,7 @@ class WorkerPool:
             self._workers[number] = None
             return None
         logger.warning("%s; replacing it", what)
-        is_given_up = self._failed_starts[number] >= _MAX_FAILED_STARTS
+        is_given_up = self._failed_starts[number] >= MAX_FAILED_STARTS
         self._workers[number] = None if is_given_up else self._start()
         self.restarts += not is_given_up
         if worker.is_working:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import torch
 
 from wamkit.atomic import atomic_folder
+from wamkit.batching import Batching
 from wamkit.envs.base import EpisodeRequest, SimulatorFactory
 from wamkit.envs.gl import choose_backend
+from wamkit.envs.pool import SimulatorPool
 from wamkit.envs.workers import WorkerPool
 from wamkit.evaluation.media import encode_rollout
 from wamkit.evaluation.protocol import Protocol
@@ -48,6 +51,10 @@ from wamkit.types import ActingPolicy
 from wamkit.versions import software_versions
 
 MAX_FILM_FPS = 30
+PoolMaker = Callable[[SimulatorFactory, int], SimulatorPool]
+_BEFORE = {"batching": "free"}  # what runs were, whose run.json does not say
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -60,8 +67,10 @@ def evaluate(
     tasks: Sequence[str] = (),
     episodes: int | None = None,
     workers: int | None = None,
+    make_pool: PoolMaker = WorkerPool,
     record_episodes: int = 4,
     num_groups: int = 1,
+    batching: Batching = "exact",
     retries: int = 1,
     resume: bool = True,
     progress: bool = True,
@@ -69,8 +78,10 @@ def evaluate(
     """Evaluate a policy under a protocol.
 
     Each finished episode is a line in `episodes.jsonl` at once; started again on the same folder, only what is missing
-    is run. The same policy, protocol and seeds mean the same draws whatever the number of workers; results are equal up
-    to the rounding of batched arithmetic, which a robot can now and then turn into another course.
+    is run. On one machine, with one number of torch threads, the same policy, protocol and seeds give every episode the
+    same course to the last bit, whatever the number of workers, wherever they run, recorded or not, and after a resume.
+    With free batching that holds up to the rounding of batched arithmetic, which a robot can now and then turn into
+    another course.
 
     Args:
         policy: what acts.
@@ -80,10 +91,12 @@ def evaluate(
         out: folder of the evaluation.
         tasks: some of the protocol's tasks; empty means all.
         episodes: episodes per task and seed; by default the protocol's number.
-        workers: simulator processes; by default one per core, at most one per episode.
+        workers: simulators; by default one per core, at most one per episode.
+        make_pool: starts that many simulators of the factory; by default in processes of this machine.
         record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on. When all
             of them end alike, solved or not, one that ended the other way is repeated and recorded too.
         num_groups: groups of workers that are served in turn, see `rollout`; at most one per worker.
+        batching: see `rollout`.
         retries: how often an episode is started again when its simulator died.
         resume: keep what the folder holds; `False` removes an earlier evaluation there first.
         progress: show a progress bar on standard error.
@@ -103,7 +116,7 @@ def evaluate(
     horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    run = _describe_run(protocol, horizon, identity)
+    run = _describe_run(protocol, horizon, identity, batching)
     if resume:
         _require_same_run(out, run)
     log, lock = EpisodeLog(out), FolderLock(out, doing="evaluating into")
@@ -119,17 +132,19 @@ def evaluate(
             wanted = _first_of_each_task(requests, record_episodes)
             finished = [records[_key(request)] for request in requests if request not in missing]
             with (
-                WorkerPool(factory, num_workers=num_workers) as pool,
+                make_pool(factory, num_workers) as pool,
                 _Tally(protocol.title, len(requests), finished, is_visible=progress) as tally,
             ):
                 roll = functools.partial(
                     rollout,
                     policy,
                     pool,
-                    max_steps=protocol.max_steps,
+                    max_steps=lambda request: protocol.step_limit(request.task),
+                    max_calls=lambda request: protocol.call_limit(request.task),
                     execution_horizon=horizon,
                     retries=retries,
-                    num_groups=min(num_groups, num_workers),
+                    num_groups=min(num_groups, len(pool)),
+                    batching=batching,
                 )
                 chosen = [index for index, request in enumerate(missing) if _key(request) in wanted]
                 outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
@@ -137,7 +152,7 @@ def evaluate(
                 if not resume:
                     _remove_evaluation(out)
                 lock.take()
-                _claim_folder(out, run, _machine(num_workers))
+                _claim_folder(out, run, _machine(len(pool)))
                 for outcome in outcomes:
                     folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                     record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
@@ -166,6 +181,7 @@ def evaluate(
             versions=run["versions"],
             gl_backend=run["gl_backend"],
             machine=json.loads((out / RUN_FILE).read_text())["machine"],
+            batching=batching,
         )
         results.save(out)
         return results
@@ -209,7 +225,7 @@ class _Tally:
             self._bar.update(len(self._records), f"solved {solved}/{trials}{share}, {rate:.0f} steps/s")
 
 
-def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) -> dict[str, Any]:
+def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity, batching: Batching) -> dict[str, Any]:
     """Everything that must be the same when an evaluation is resumed, as it will be when read back from JSON."""
     run = {
         "protocol": protocol.title,
@@ -217,6 +233,7 @@ def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity) ->
         "fingerprint": identity.fingerprint,
         "planner": identity.planner,
         "details": identity.details,
+        "batching": batching,
         "versions": software_versions(PACKAGES),
         "gl_backend": choose_backend(),
     }
@@ -244,6 +261,7 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} is damaged ({error}); use another folder, or start afresh (--fresh, resume=False)"
         ) from error
+    before = {**_BEFORE, **before}
     different = [key for key in run if run[key] != before.get(key)]
     if different:
         listed = "\n  - ".join(f"{key}: there {before.get(key)!r}, now {run[key]!r}" for key in different)
@@ -319,6 +337,7 @@ def _record(outcome: EpisodeOutcome, *, session: int, elapsed: float, folder: st
         batch_sizes=tuple(call.batch_size for call in outcome.calls),
         recorded=outcome.trace is not None,
         attempts=outcome.attempts,
+        digest=outcome.digest,
         error=outcome.error,
         folder=folder,
     )
@@ -328,7 +347,8 @@ def _write_recording(out: Path, outcome: EpisodeOutcome, control_hz: float) -> s
     """Write the film and the trace of a recorded episode; gives its folder relative to `out`."""
     if outcome.trace is None:
         return None
-    name = f"{RECORDED_FOLDER}/{outcome.request.task}-{outcome.request.seed}"
+    task = re.sub(r"[^\w.-]+", "__", outcome.request.task)  # a task id may hold a slash
+    name = f"{RECORDED_FOLDER}/{task}-{outcome.request.seed}"
     with atomic_folder(out / name) as folder:
         film = encode_rollout(outcome.trace.frames, fps=round(min(control_hz, MAX_FILM_FPS)))
         (folder / VIDEO_FILE).write_bytes(film)

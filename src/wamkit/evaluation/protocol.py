@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import fnmatch
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from wamkit.envs import suite_tasks
 from wamkit.envs.base import EpisodeRequest
 from wamkit.spec import RobotSpec
 
+LimitUnit = Literal["steps", "calls"]
+UNCOUNTED = ("tasks", "episodes", "summary")
+"""Fields that do not change what a trial is: the number of episodes and the choice of tasks stand in the tables."""
 EPISODE_SEED_STRIDE = 100_000
 """Distance between the episode seeds of two protocol seeds; larger than any number of layouts."""
 
@@ -31,7 +36,11 @@ class Protocol:
         layout_seed: seed of the family of initial states; another one than the recordings'.
         episodes: episodes per task and seed unless told otherwise; episode k starts from layout k.
         seeds: seeds of the policy's own draws; each is a full pass over the layouts.
-        max_steps: control steps after which an episode counts as a failure.
+        max_steps: control steps after which an episode of any task counts as a failure.
+        task_limits: tighter limits of some tasks, as pairs of a shell-style pattern and a limit; the first pattern that
+            a task fits counts.
+        limit_unit: what `task_limits` count: control steps, or policy calls, whatever number of steps each runs.
+        settle_steps: steps without motion that the simulator makes when it is reset, before the first observation.
         execution_horizon: actions run before the policy is asked again; `None` is the policy's own.
         cameras: cameras the policy may see, in view order; their size is the policy's own.
         rendering: rendering setting of the simulator; the look of an image is part of the protocol.
@@ -45,6 +54,9 @@ class Protocol:
     episodes: int
     seeds: tuple[int, ...] = (0,)
     max_steps: int
+    task_limits: tuple[tuple[str, int], ...] = ()
+    limit_unit: LimitUnit = "steps"
+    settle_steps: int = 0
     execution_horizon: int | None = None
     cameras: tuple[str, ...]
     rendering: str
@@ -59,6 +71,18 @@ class Protocol:
                 raise ValueError(f"protocol {self.name!r}: expected {key} >= 1, got {getattr(self, key)}")
         if self.execution_horizon is not None and self.execution_horizon < 1:
             raise ValueError(f"protocol {self.name!r}: expected execution_horizon >= 1, got {self.execution_horizon}")
+        if self.limit_unit not in get_args(LimitUnit):
+            raise ValueError(f"protocol {self.name!r}: expected limit_unit steps or calls, got {self.limit_unit!r}")
+        if self.settle_steps < 0:
+            raise ValueError(f"protocol {self.name!r}: expected settle_steps of 0 or more, got {self.settle_steps}")
+        wrong = [f"{pattern}: {limit}" for pattern, limit in self.task_limits if limit < 1]
+        if wrong:
+            raise ValueError(f"protocol {self.name!r}: expected task_limits of 1 or more, got {', '.join(wrong)}")
+        if self.limit_unit == "calls" and not self.task_limits:
+            raise ValueError(
+                f"protocol {self.name!r}: expected task_limits to count policy calls (limit_unit), got none; "
+                "max_steps always counts control steps"
+            )
         # A seed given twice would count the same episodes twice and narrow the interval for nothing.
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"protocol {self.name!r}: expected one or more distinct seeds, got {list(self.seeds)}")
@@ -67,8 +91,7 @@ class Protocol:
     def title(self) -> str:
         """The name, followed by everything that was changed: `metaworld/v1 (max_steps=300)`."""
         named = PROTOCOLS.get(self.name)
-        # The number of episodes and the choice of tasks stand in the table itself: they do not change what a trial is.
-        fixed = [item.name for item in dataclasses.fields(self) if item.name not in ("tasks", "episodes", "summary")]
+        fixed = [item.name for item in dataclasses.fields(self) if item.name not in UNCOUNTED]
         changed = [key for key in fixed if named is not None and getattr(self, key) != getattr(named, key)]
         listed = ", ".join(f"{key}={_plain(getattr(self, key))}" for key in changed)
         return f"{self.name} ({listed})" if changed else self.name
@@ -78,24 +101,60 @@ class Protocol:
         """Every task it covers."""
         return self.tasks or tuple(suite_tasks(self.suite))
 
-    def requests(self, *, tasks: Sequence[str] = (), episodes: int | None = None) -> list[EpisodeRequest]:
-        """The episodes to run, task by task, seed by seed, layout by layout.
+    @property
+    def rules(self) -> str:
+        """When an episode ends and how it begins, in words."""
+        limits = sorted({limit for _, limit in self.task_limits})
+        unit = "policy calls" if self.limit_unit == "calls" else "control steps"
+        parts = [f"{limits[0]} to {limits[-1]} {unit} by task"] if len(limits) > 1 else []
+        parts += [f"{limits[0]} {unit}"] if len(limits) == 1 else []
+        parts += [f"at most {self.max_steps} control steps"]
+        parts += [f"{self.settle_steps} settle steps"] if self.settle_steps else []
+        return ", ".join(parts)
+
+    def step_limit(self, task: str) -> int:
+        """Control steps after which an episode of a task ends unsolved."""
+        limit = self._task_limit(task)
+        return self.max_steps if limit is None or self.limit_unit == "calls" else min(limit, self.max_steps)
+
+    def call_limit(self, task: str) -> int | None:
+        """Policy calls after whose actions an episode of a task ends unsolved; `None` when calls are not counted."""
+        return self._task_limit(task) if self.limit_unit == "calls" else None
+
+    def _task_limit(self, task: str) -> int | None:
+        return next((limit for pattern, limit in self.task_limits if fnmatch.fnmatchcase(task, pattern)), None)
+
+    def choose(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Some of the protocol's tasks, each once.
 
         Args:
-            tasks: some of the protocol's tasks; empty means all.
-            episodes: episodes per task and seed; by default the protocol's number.
+            tasks: ids, or shell-style patterns such as `libero_object/*`; empty means all.
 
         Raises:
-            ValueError: an unknown task, or fewer than one episode.
+            ValueError: an unknown task, or a pattern that no task fits.
         """
         known = self.task_ids
-        unknown = [task for task in tasks if task not in known]
+        chosen = {task: [task] if task in known else fnmatch.filter(known, task) for task in tasks}
+        unknown = [task for task, found in chosen.items() if not found]
         if unknown:
             close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
             guess = f" (did you mean {close[0]}?)" if close else ""
             raise ValueError(
                 f"protocol {self.name!r} has no task {', '.join(unknown)}{guess}; it covers {', '.join(known)}"
             )
+        return tuple(dict.fromkeys(task for found in chosen.values() for task in found)) or known
+
+    def requests(self, *, tasks: Sequence[str] = (), episodes: int | None = None) -> list[EpisodeRequest]:
+        """The episodes to run, task by task, seed by seed, layout by layout.
+
+        Args:
+            tasks: some of the protocol's tasks, see `choose`; empty means all.
+            episodes: episodes per task and seed; by default the protocol's number.
+
+        Raises:
+            ValueError: an unknown task, or fewer than one episode.
+        """
+        chosen = self.choose(tasks)
         count = self.episodes if episodes is None else episodes
         if not 1 <= count < EPISODE_SEED_STRIDE:
             raise ValueError(f"expected between 1 and {EPISODE_SEED_STRIDE - 1} episodes per task, got {count}")
@@ -103,7 +162,7 @@ class Protocol:
             EpisodeRequest(
                 task=task, layout=layout, layout_seed=self.layout_seed, seed=seed * EPISODE_SEED_STRIDE + layout
             )
-            for task in tuple(dict.fromkeys(tasks)) or known
+            for task in chosen
             for seed in self.seeds
             for layout in range(count)
         ]
@@ -173,5 +232,20 @@ def get_protocol(name: str, **changes: Any) -> Protocol:
     return dataclasses.replace(PROTOCOLS[name], **{key: value for key, value in changes.items() if value is not None})
 
 
+def same_rules(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results' protocol settings fix the same; fields that an older one lacks have their defaults."""
+    return _rules(one) == _rules(other)
+
+
+def _rules(settings: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {
+        item.name: item.default for item in dataclasses.fields(Protocol) if item.default is not dataclasses.MISSING
+    }
+    rules: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}))
+    return {key: value for key, value in rules.items() if key not in UNCOUNTED}
+
+
 def _plain(value: Any) -> str:
-    return "+".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return "+".join(":".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return str(value)

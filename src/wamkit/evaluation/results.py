@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from wamkit.atomic import atomic_file
 from wamkit.evaluation.statistics import quantile, wilson_interval
@@ -70,6 +70,7 @@ class EpisodeRecord:
         batch_sizes: robots in that batch.
         recorded: whether the calls also decoded what they imagined, which takes longer.
         attempts: 1, or 2 when it was retried after a simulator error.
+        digest: of every executed action and every reward; equal digests mean the same course, bit for bit.
         error: why the simulator could not finish it; such an episode is not a trial.
         folder: recorded episode, relative to the evaluation's folder.
     """
@@ -88,6 +89,7 @@ class EpisodeRecord:
     batch_sizes: tuple[int, ...]
     recorded: bool = False
     attempts: int = 1
+    digest: str = ""
     error: str | None = None
     folder: str | None = None
 
@@ -176,6 +178,8 @@ class Results:
         versions: wamkit, Python, torch and simulator packages.
         gl_backend: what rendered, for instance `egl`.
         machine: processor, cores, workers, accelerator.
+        batching: `exact` when every robot got what a policy call of its own gives, so that outcomes do not depend on
+            the number of workers; `free` when calls were shared whatever that does to rounding.
     """
 
     protocol: str
@@ -190,6 +194,7 @@ class Results:
     versions: dict[str, str]
     gl_backend: str
     machine: dict[str, Any]
+    batching: Literal["exact", "free"] = "free"
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` holds."""
