@@ -13,6 +13,7 @@ FLOORS = (
     (
         "spec",
         "robots",
+        "rotations",
         "episode",
         "draws",
         "types",

@@ -12,10 +12,12 @@ from typing import Any
 
 SUITES: dict[str, str] = {
     "aloha": "wamkit.envs.aloha:AlohaFactory",
+    "libero": "wamkit.envs.libero:LiberoFactory",
     "metaworld": "wamkit.envs.metaworld:MetaWorldFactory",
 }
 _TASKS: dict[str, str] = {
     "aloha": "wamkit.envs.aloha_tasks:task_sentences",
+    "libero": "wamkit.envs.libero_tasks:task_sentences",
     "metaworld": "wamkit.envs.metaworld_tasks:task_sentences",
 }
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
-def with_coarse_meshes(model: Any, meshes: Sequence[int], cell_m: float) -> Any:
+def with_coarse_meshes(model: Any, cells_m: Mapping[int, float]) -> Any:
     """A copy of a MuJoCo model whose named meshes have fewer triangles, for uploading to GL only.
 
     Args:
         model: a MuJoCo model; not changed.
-        meshes: mesh ids.
-        cell_m: edge of the cubes whose vertices merge, metres.
+        cells_m: mesh id -> edge of the cubes whose vertices merge, metres.
     """
     coarse = copy.copy(model)
-    for mesh in meshes:
+    for mesh, cell_m in cells_m.items():
         first, count = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
         start, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
         faces = model.mesh_face[first : first + count]

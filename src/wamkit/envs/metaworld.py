@@ -20,6 +20,7 @@ from wamkit.envs.base import CameraMatrices, Contact, EpisodeRequest, StepOutcom
 from wamkit.envs.metaworld_cameras import CAMERAS, camera_spec, require_cameras
 from wamkit.envs.metaworld_tasks import GOAL_SITES, task_info
 from wamkit.envs.render import (
+    COARSE_CELL_M,
     RENDERING_NAMES,
     LoadedScene,
     OffscreenRenderer,
@@ -271,7 +272,7 @@ class MetaWorldSimulator:
             env.max_path_length = STEP_LIMIT
             _hide_markers(env.model, shown=task_info(task).shown)
             pads = frozenset(int(env.model.geom(name).id) for name in ("leftpad_geom", "rightpad_geom"))
-            loaded = self._renderer.load(env.model, _robot_meshes(env.model))
+            loaded = self._renderer.load(env.model, dict.fromkeys(_robot_meshes(env.model), COARSE_CELL_M))
             self._scenes[task] = _Scene(env=env, loaded=loaded, pads=pads)
         self._scenes.move_to_end(task)
         return self._scenes[task]

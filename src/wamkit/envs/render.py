@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ RENDERING_NAMES: dict[str, str] = {"low_cost": "mujoco-low-cost", "stock": "mujo
 # Detail below this length divided by the picture's height is not drawn on coarse meshes: about a third of a pixel of a
 # camera that sees the whole robot from 1.3 m.
 COARSE_CELL_M = 0.5
+_ALL_FINE: Mapping[int, float] = MappingProxyType({})
 _HIDDEN_GROUP = 5  # MuJoCo draws geom groups 0 to 2 unless told otherwise
 _CHECK_SCENE = """
 <mujoco><asset><texture name="t" type="2d" builtin="checker" rgb1=".9 .5 .2" rgb2=".1 .2 .6" width="64" height="64"/>
@@ -92,19 +94,23 @@ class OffscreenRenderer:
             self.close()
             raise
 
-    def load(self, model: Any, coarse_meshes: Sequence[int] = ()) -> LoadedScene:
+    def load(
+        self, model: Any, coarse_meshes: Mapping[int, float] = _ALL_FINE, hidden_groups: Sequence[int] = ()
+    ) -> LoadedScene:
         """Upload a model; its look and size are set here.
 
         Args:
             model: a MuJoCo model; its physics is not touched.
-            coarse_meshes: ids of meshes that the low-cost rendering may draw more coarsely (`COARSE_CELL_M`).
+            coarse_meshes: meshes that the low-cost rendering may draw more coarsely: mesh id -> length (metres) such
+                that detail below it divided by the picture's height is lost, for instance `COARSE_CELL_M`.
+            hidden_groups: geom groups that are not shown, besides those that MuJoCo leaves out by itself (3 to 5).
         """
         apply_rendering(model, self.rendering, self.height, self.width)
         drawn = model
         if self.rendering == "low_cost" and coarse_meshes:
-            drawn = with_coarse_meshes(model, coarse_meshes, COARSE_CELL_M / self.height)
+            drawn = with_coarse_meshes(model, {mesh: cell / self.height for mesh, cell in coarse_meshes.items()})
         self.make_current()
-        return LoadedScene(self, model, drawn)
+        return LoadedScene(self, model, drawn, hidden_groups)
 
     def make_current(self) -> None:
         """Claim the thread's GL state, which another library may have taken meanwhile.
@@ -138,11 +144,13 @@ class OffscreenRenderer:
 class LoadedScene:
     """GL resources of one model; made by `OffscreenRenderer.load`."""
 
-    def __init__(self, renderer: OffscreenRenderer, model: Any, drawn: Any) -> None:
+    def __init__(self, renderer: OffscreenRenderer, model: Any, drawn: Any, hidden_groups: Sequence[int] = ()) -> None:
         mujoco = renderer._mujoco
         self._mujoco, self._renderer, self.model = mujoco, renderer, model
         self._scene = mujoco.MjvScene(model=model, maxgeom=model.ngeom + model.nsite + 64)
         self._option = mujoco.MjvOption()
+        for group in hidden_groups:
+            self._option.geomgroup[group] = 0
         self._rect = mujoco.MjrRect(0, 0, renderer.width, renderer.height)
         self._resources: Any = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_50.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._resources)

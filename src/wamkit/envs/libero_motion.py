@@ -1,0 +1,255 @@
+"""Motions of LIBERO's arm as generators of actions: each reads the privileged state anew before every action.
+
+A script is a generator that strings motions together with `yield from`, so it reacts to where noise took the robot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Action = Float[np.ndarray, "7"]
+Point = Float[np.ndarray, "3"]
+Motion = Iterator[np.ndarray]
+
+OPEN, CLOSE = -1.0, 1.0
+METRES_PER_ACTION = 0.05
+RADIANS_PER_ACTION = 0.5
+_MAX_GRASP_M = 0.074
+_HAND_HALF_WIDTH_M = 0.115
+_HAND_HALF_DEPTH_M = 0.045
+_GAIN = 1.2  # the controller reaches only part of a commanded displacement within a step
+_TURN_GAIN = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """What a horizontal slice of a body spans, seen along the hand's axes.
+
+    Args:
+        centre: world coordinates of the middle of the slice, metres.
+        width: metres along the direction in which the fingers close.
+        yaw: turn of the hand about the vertical for which `width` holds, radians.
+        bottom: lowest point of the whole body, metres.
+        top: highest point of the whole body, metres.
+    """
+
+    centre: Point
+    width: float
+    yaw: float
+    bottom: float
+    top: float
+
+
+class Arm:
+    """The arm and the bodies around it, as a script sees them.
+
+    Args:
+        env: robosuite's environment.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.model, self.data = env.sim.model._model, env.sim.data._data
+        robot = env.robots[0]
+        self._site = int(robot.eef_site_id)
+        self._hand = int(self.model.body(robot.robot_model.eef_name).id)
+        self._fingers = list(robot._ref_gripper_joint_pos_indexes)
+        self._pads = [
+            frozenset(int(self.model.geom(name).id) for name in robot.gripper.important_geoms[f"{side}_finger"])
+            for side in ("left", "right")
+        ]
+
+    @property
+    def position(self) -> Point:
+        """Where the fingertips meet, world, metres."""
+        return self.data.site_xpos[self._site].copy()
+
+    def above(self, metres: float) -> Point:
+        """The point straight above where the fingertips meet."""
+        return self.position + np.array([0.0, 0.0, metres])
+
+    @property
+    def axes(self) -> Float[np.ndarray, "3 3"]:
+        """The hand's axes as columns, world: y is where the fingers close, z where they point."""
+        return self.data.xmat[self._hand].reshape(3, 3).copy()
+
+    @property
+    def opening(self) -> float:
+        """Distance between the fingers, metres."""
+        return float(np.abs(self.data.qpos[self._fingers]).sum())
+
+    def body_position(self, name: str) -> Point:
+        """Position of an object or fixture by LIBERO's name, world, metres."""
+        return self.data.xpos[self.env.obj_body_id[name]].copy()
+
+    def site_position(self, name: str) -> Point:
+        """Position of a site, world, metres."""
+        return self.data.site(name).xpos.copy()
+
+    def points(self, name: str) -> Float[np.ndarray, "n 3"]:
+        """Points on the surface of an object's visible geoms, world, metres."""
+        return body_points(self.model, self.data, self.env.obj_body_id[name])
+
+    def holds(self, name: str) -> bool:
+        """Whether both fingers touch an object."""
+        body = self.env.obj_body_id[name]
+        members = _with_descendants(self.model, body)
+        touched = [False, False]
+        for contact in self.data.contact[: self.data.ncon]:
+            for finger, other in ((contact.geom1, contact.geom2), (contact.geom2, contact.geom1)):
+                if int(self.model.geom_bodyid[other]) in members:
+                    touched = [done or int(finger) in pads for done, pads in zip(touched, self._pads, strict=True)]
+        return all(touched)
+
+    def slice(self, name: str, height: float | None = None, thickness: float = 0.03) -> Box:
+        """What an object spans near a height, with the turn of the hand that suits it best.
+
+        That is the one for which it is narrowest among those for which the hand, which is wider than its fingers
+        reach, does not meet a neighbour.
+
+        Args:
+            name: of the object.
+            height: world z, metres; by default where the fingers can reach it best: up to 3.5 cm below the top.
+            thickness: of the slice, metres.
+        """
+        points = self.points(name)
+        bottom, top = float(points[:, 2].min()), float(points[:, 2].max())
+        if height is None:
+            height = max(top - 0.035, bottom + 0.012)
+        near = points[np.abs(points[:, 2] - height) <= thickness / 2]
+        near = near if len(near) >= 3 else points
+        others = [self.points(other.name) for other in self.env.objects if other.name != name]
+        neighbours = np.concatenate([np.empty((0, 3)), *others])
+        neighbours = neighbours[neighbours[:, 2] > height + 0.01]
+        middle = (near.min(axis=0) + near.max(axis=0))[:2] / 2
+
+        def cost(yaw: float) -> float:
+            across = np.array([-math.sin(yaw), math.cos(yaw)])
+            along = np.array([math.cos(yaw), math.sin(yaw)])
+            offset = neighbours[:, :2] - middle
+            is_hit = (np.abs(offset @ across) < _HAND_HALF_WIDTH_M) & (np.abs(offset @ along) < _HAND_HALF_DEPTH_M)
+            # A turn must be worth it: round objects are grasped as the hand comes.
+            width = float(np.ptp(near[:, :2] @ across))
+            return width + 0.01 * abs(yaw) + (0.03 if is_hit.any() else 0.0) + (1.0 if width > _MAX_GRASP_M else 0.0)
+
+        yaw = min((math.radians(degrees) for degrees in range(-80, 100, 10)), key=cost)
+        frame = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+        local = near[:, :2] @ frame.T
+        middle = (local.min(axis=0) + local.max(axis=0)) / 2 @ frame
+        width = float(np.ptp(local[:, 1]))
+        return Box(centre=np.array([*middle, height]), width=width, yaw=yaw, bottom=bottom, top=top)
+
+    def action(self, target: Point, yaw: float, gripper: float, limit: float = 1.0, tilt: float = 0.0) -> Action:
+        """The action that moves towards a target with the fingers pointing down.
+
+        Args:
+            target: where the fingertips should meet, world, metres.
+            yaw: turn about the vertical, radians; 0 closes the fingers along the world's y axis.
+            gripper: `OPEN` or `CLOSE`.
+            limit: largest displacement per axis, as an action.
+            tilt: turn about the hand's own y axis first, radians.
+        """
+        move = np.clip(_GAIN * (target - self.position) / METRES_PER_ACTION, -limit, limit)
+        turn = rotation_vector(pointing_down(yaw, tilt) @ self.axes.T)
+        return np.concatenate([move, np.clip(_TURN_GAIN * turn / RADIANS_PER_ACTION, -1, 1), [gripper]])
+
+    def move(
+        self,
+        target: Point | Callable[[], Point],
+        *,
+        gripper: float,
+        yaw: float = 0.0,
+        tolerance: float = 0.012,
+        max_steps: int = 60,
+        limit: float = 1.0,
+        tilt: float = 0.0,
+    ) -> Motion:
+        """Go to a target, read anew at every step when it is a function, until it is near or the steps are over."""
+        for _ in range(max_steps):
+            goal = target() if callable(target) else target
+            is_turned = np.linalg.norm(rotation_vector(pointing_down(yaw, tilt) @ self.axes.T)) < 0.15
+            if np.linalg.norm(goal - self.position) < tolerance and is_turned:
+                return
+            yield self.action(goal, yaw, gripper, limit, tilt)
+
+    def stay(self, steps: int, *, gripper: float, yaw: float = 0.0, tilt: float = 0.0) -> Motion:
+        """Hold the hand where it is while the fingers move."""
+        place = self.position
+        for _ in range(steps):
+            yield self.action(place, yaw, gripper, tilt=tilt)
+
+
+def pointing_down(yaw: float, tilt: float = 0.0) -> Float[np.ndarray, "3 3"]:
+    """Axes of a hand whose fingers point down: x along the world's x, y against its y, z down; then turned.
+
+    Args:
+        yaw: about the vertical, radians.
+        tilt: about the hand's own y axis, radians; positive brings the fingertips towards the hand's x axis.
+    """
+    turn = np.array([[math.cos(yaw), -math.sin(yaw), 0.0], [math.sin(yaw), math.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+    lean = np.array([[math.cos(tilt), 0.0, math.sin(tilt)], [0.0, 1.0, 0.0], [-math.sin(tilt), 0.0, math.cos(tilt)]])
+    return turn @ np.diag([1.0, -1.0, -1.0]) @ lean
+
+
+def rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
+    """Unit axis times angle (radians, at most pi) of a rotation matrix."""
+    angle = math.acos(float(np.clip((np.trace(matrix) - 1) / 2, -1.0, 1.0)))
+    axis = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
+    length = float(np.linalg.norm(axis))
+    return np.zeros(3) if length < 1e-9 else axis / length * angle
+
+
+def body_points(model: Any, data: Any, body: int) -> Float[np.ndarray, "n 3"]:
+    """Points of the geoms of a body and of the bodies fixed to it: mesh vertices, corners of everything else.
+
+    Collision geoms are what counts in a grasp; a body without any gives its visible ones.
+
+    Args:
+        model: MuJoCo's model.
+        data: MuJoCo's data.
+        body: id.
+    """
+    import mujoco
+
+    members = _with_descendants(model, body)
+    geoms = [geom for geom in range(model.ngeom) if int(model.geom_bodyid[geom]) in members]
+    solid = [geom for geom in geoms if model.geom_contype[geom] or model.geom_conaffinity[geom]]
+    clouds = []
+    for geom in solid or geoms:
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
+            mesh = int(model.geom_dataid[geom])
+            start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
+            local = model.mesh_vert[start : start + count].astype(np.float64)
+        else:
+            signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
+            local = signs * _half_sizes(model, geom)
+        clouds.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
+    return np.concatenate(clouds)
+
+
+def _with_descendants(model: Any, body: int) -> set[int]:
+    members = {body}
+    for child in range(body + 1, model.nbody):
+        if int(model.body_parentid[child]) in members:
+            members.add(child)
+    return members
+
+
+def _half_sizes(model: Any, geom: int) -> Float[np.ndarray, "3"]:
+    import mujoco
+
+    size = model.geom_size[geom].astype(np.float64)
+    kind = model.geom_type[geom]
+    if kind == mujoco.mjtGeom.mjGEOM_SPHERE:
+        return np.full(3, size[0])
+    if kind == mujoco.mjtGeom.mjGEOM_CYLINDER:
+        return np.array([size[0], size[0], size[1]])
+    if kind == mujoco.mjtGeom.mjGEOM_CAPSULE:
+        return np.array([size[0], size[0], size[0] + size[1]])
+    return size
