@@ -212,7 +212,7 @@ def test_a_full_disk_is_foreseen(dataset: Path, tmp_path: Path, monkeypatch: pyt
 def test_sentences_that_the_cache_lacks_are_named(dataset: Path, cache: Path) -> None:
     run = tiny_run(dataset, Path(), cache=cache)
     source = LeRobotDataset(dataset)
-    encoded = EncodedDataset(cache, recipe._purpose(run, source, source.robot))
+    encoded = EncodedDataset(cache, recipe._purpose(run, recipe.open_data(run), source.robot))
     rows = torch.zeros(1, 2, dtype=torch.int64).numpy()
     wanted = {"episodes": [0], "context": rows, "current": rows[:, 0], "need_future": False}
     assert encoded.windows(task=[source.episodes[0].task], **wanted).context.shape == (1, 2, 2, 1, 8, 2, 2)

@@ -72,9 +72,10 @@ def test_measuring_changes_no_number_of_training(dataset: Path, measured: Run, t
 
 def test_the_weights_that_are_published_are_measured(measured: Run) -> None:
     """The policy's own errors on the held-out windows are the last row."""
-    dataset = recipe.LeRobotDataset(measured.data.root)
-    transforms = recipe._transforms(measured, dataset, dataset.robot)
-    loader = recipe._loader(measured, dataset, dataset.robot, transforms, only=(1,))
+    data = recipe.open_data(measured)
+    assert data.held_out == (1,)
+    transforms, _ = recipe._transforms(measured, data, data.robot)
+    loader = recipe._loader(measured, data.validation, data.robot, transforms)
     batch = loader.reseeded(6, 0).batch(0)
     assert set(batch.episode_index.tolist()) == {1}
     model = load_policy(measured.output / "policy").model
@@ -88,21 +89,29 @@ def test_the_weights_that_are_published_are_measured(measured: Run) -> None:
 
 def test_held_out_episodes_are_not_trained_on(dataset: Path, tmp_path: Path) -> None:
     run = dataclasses.replace(tiny_run(dataset, tmp_path / "run"), validation=MEASURE)
-    source = recipe.LeRobotDataset(dataset)
-    transforms = recipe._transforms(run, source, source.robot)
-    loader = recipe._loader(run, source, source.robot, transforms, leave_out=recipe._held_out(run, source))
+    data = recipe.open_data(run)
+    transforms, _ = recipe._transforms(run, data, data.robot)
+    loader = recipe._loader(run, data.training, data.robot, transforms)
     assert {int(index) for step in range(20) for index in loader.batch(step).episode_index} == {0, 2}
     share = dataclasses.replace(run, validation=ValidationConfig(every=1, fraction=0.3))
-    chosen = recipe._held_out(share, source)
-    assert len(chosen) == 1 and chosen == recipe._held_out(share, source)
-    others = {recipe._held_out(dataclasses.replace(share, seed=seed), source) for seed in range(8)}
+    chosen = recipe.open_data(share).held_out
+    assert len(chosen) == 1 and chosen == recipe.open_data(share).held_out
+    others = {recipe.open_data(dataclasses.replace(share, seed=seed)).held_out for seed in range(8)}
     assert len(others) > 1, "drawn by the run's seed"
 
 
-@pytest.mark.parametrize("episodes", [(7,), (0, 1, 2)])
-def test_unknown_or_all_episodes_are_refused(dataset: Path, tmp_path: Path, episodes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("episodes", "message"),
+    [
+        ((7,), "validation.episodes: expected some of the episodes 0 to 2 of dataset 'dataset', got '7'"),
+        ((0, 1, 2), r"some, not all, of the episodes \['0:3'\] of dataset 'dataset'"),
+    ],
+)
+def test_unknown_or_all_episodes_are_refused(
+    dataset: Path, tmp_path: Path, episodes: tuple[int, ...], message: str
+) -> None:
     run = dataclasses.replace(tiny_run(dataset, tmp_path / "run"), validation=ValidationConfig(episodes=episodes))
-    with pytest.raises(ValueError, match="some, not all, of the episodes 0 to 2"):
+    with pytest.raises(ValueError, match=message):
         recipe.execute(run)
 
 

@@ -52,11 +52,14 @@ def encode_dataset(
     *,
     video_codec: VideoCodec,
     text_encoder: TextEncoder,
+    episodes: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodingReport:
-    """Encode every frame, the future of every row, and every sentence.
+    """Encode every frame and the future of every row of some episodes, and every sentence of the dataset.
+
+    A cache takes further episodes when it is called again with them.
 
     Args:
         dataset: where episodes come from.
@@ -65,6 +68,7 @@ def encode_dataset(
         windows: which rows a future is made of.
         video_codec: on `device`.
         text_encoder: on any device.
+        episodes: to be encoded; all by default.
         device: where frames are encoded.
         batch_size: clips encoded at once, and as many frames as those hold.
         progress: called with (episodes of this process done, episodes of this process).
@@ -74,12 +78,18 @@ def encode_dataset(
         BlockingIOError: another process encodes into the folder.
         OSError: not enough room, said before anything is encoded; or writing failed.
     """
-    folder, entries = Path(folder), list(dataset.episodes)
+    folder = Path(folder)
+    # Those that an earlier call encoded stay, and count.
+    entries = [
+        entry
+        for entry in dataset.episodes
+        if episodes is None or entry.index in episodes or episode_path(folder, entry.index).is_file()
+    ]
     if batch_size < 1 or not entries:
         raise ValueError(f"expected batch_size >= 1 and 1 or more episodes, got {batch_size} and {len(entries)}")
     numbers = _numbers_per_row(video_codec, purpose, device)
     num_bytes = sum(entry.length for entry in entries) * numbers * getattr(torch, purpose.dtype).itemsize
-    sentences = ["", *sorted({entry.task for entry in entries} - {""})]
+    sentences = ["", *sorted({entry.task for entry in dataset.episodes} - {""})]
     manifest = {
         "format": FORMAT,
         "purpose": purpose.to_dict(),
@@ -115,14 +125,15 @@ def _begin(
             raise ValueError(
                 f"{folder / 'codecs'} is not what the cache was begun with; remove {folder} and start anew"
             )
-    if found is None or not found["complete"]:
-        there = sum(file.stat().st_size for file in (folder / "episodes").glob("*.safetensors"))
+    there = sum(file.stat().st_size for file in (folder / "episodes").glob("*.safetensors"))
+    if there < num_bytes:
         free = shutil.disk_usage(folder).free
         if num_bytes - there > free:
             raise OSError(
                 f"the latents take {num_bytes / 1e9:.1f} GB, of which {there / 1e9:.1f} GB are there, and {folder} has "
                 f"{free / 1e9:.1f} GB left; choose another disk, or data.cache_dtype bfloat16, which takes half"
             )
+    if found is None or not found["complete"]:
         _write_manifest(folder, {**manifest, "complete": False})
     sentences = manifest["sentences"]
     assert isinstance(sentences, list)

@@ -121,13 +121,14 @@ class EncodedDataset:
     Args:
         folder: what `wamkit data encode` wrote.
         purpose: what it has to have been made for.
+        episodes: that it has to hold.
 
     Raises:
         FileNotFoundError: there is none, or a file of it is missing.
         ValueError: it was made for something else, is not complete, or its codecs are no longer those it was made with.
     """
 
-    def __init__(self, folder: Path | str, purpose: CachePurpose) -> None:
+    def __init__(self, folder: Path | str, purpose: CachePurpose, *, episodes: Sequence[int] = ()) -> None:
         self.folder = Path(folder)
         self.purpose = purpose
         manifest = read_manifest(self.folder)
@@ -141,6 +142,13 @@ class EncodedDataset:
             raise ValueError(
                 f"the cache {folder} is not complete; run the same `wamkit data encode` again, it continues where it "
                 "was interrupted"
+            )
+        missing = [episode for episode in episodes if not episode_path(self.folder, episode).is_file()]
+        if missing:
+            others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise FileNotFoundError(
+                f"expected latents of episode {missing[0]}{others} in {folder}, found none; run `wamkit data encode` "
+                "with the settings of this run, it adds them"
             )
         if codecs_digest(self.codecs) != manifest["codecs"]:
             raise ValueError(

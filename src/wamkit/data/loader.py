@@ -16,7 +16,8 @@ from wamkit.data.encoded import EncodedDataset
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.frames import FrameStore
 from wamkit.data.images import Crop, draw_crops
-from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
+from wamkit.data.mixture import Mixture, mixture_of
+from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column, where
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig, num_windows, select_rows, window_ends
 from wamkit.draws import TrainingDraws
@@ -53,8 +54,25 @@ class BatchRows:
         return BatchRows(**{key: column[list(index)] for key, column in vars(self).items()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowParts:
+    """How windows are shared among the datasets of a mixture, which follow each other.
+
+    Args:
+        start: int64 `[n]`, number of each dataset's first window.
+        count: int64 `[n]`, its windows.
+        share: float64 `[n]`, share of the draws.
+    """
+
+    start: np.ndarray
+    count: np.ndarray
+    share: np.ndarray
+
+
 class WindowLoader:
     """Batches of windows, sampled uniformly over all windows of the dataset.
+
+    Of a mixture with weights, the dataset is drawn first, by its weight, and then uniformly one of its windows.
 
     Numbers are normalised once and kept in memory. Frames are too (uint8, decoded once) when they fit the budget;
     otherwise each batch decodes its own.
@@ -112,7 +130,10 @@ class WindowLoader:
         self._entries = _choose_episodes(dataset, episodes)
         lengths = np.array([entry.length for entry in self._entries])
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._window_ends = np.cumsum([num_windows(int(length), config) for length in lengths])
+        counts = np.array([num_windows(int(length), config) for length in lengths], dtype=np.int64)
+        self._window_ends = np.cumsum(counts)
+        mixture = mixture_of(dataset)
+        self._parts = None if mixture is None else _window_parts(mixture, self._entries, counts)
         if self.num_windows == 0:
             raise ValueError(
                 f"loader: expected an episode of 2 or more rows, got {len(lengths)} episodes of at most "
@@ -159,7 +180,7 @@ class WindowLoader:
             step: 0 or more.
         """
         rng = np.random.default_rng((self.seed, step))
-        flat = rng.integers(self.num_windows, size=self.batch_size)
+        flat = self._draw(rng)
         position = np.searchsorted(self._window_ends, flat, side="right")
         picked = []
         for number, at in zip(flat.tolist(), position.tolist(), strict=True):
@@ -176,6 +197,13 @@ class WindowLoader:
             action=np.stack([rows.action for rows in picked]),
             is_padded=np.stack([rows.is_padded for rows in picked]),
         )
+
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of `batch_size` windows, int64."""
+        if self._parts is None:
+            return rng.integers(self.num_windows, size=self.batch_size)
+        part = rng.choice(len(self._parts.share), p=self._parts.share, size=self.batch_size)
+        return self._parts.start[part] + rng.integers(self._parts.count[part])
 
     def batch(self, step: int, *, need_future: bool = True, rows: Sequence[int] | None = None) -> Batch:
         """Batch number `step`; the same numbers and pixels whenever and in whatever order it is asked for.
@@ -244,8 +272,8 @@ class WindowLoader:
                 )
                 if column.shape[1] != transform.width:
                     raise ValueError(
-                        f"episode {entry.index}: expected {transform.width} channels in column {key!r} (as in the "
-                        f"statistics), got {column.shape[1]}; compute the statistics of this dataset"
+                        f"{where(self.dataset, entry.index)}: expected {transform.width} channels in column {key!r} "
+                        f"(as in the statistics), got {column.shape[1]}; compute the statistics of this dataset"
                     )
                 # In float64, so that the affine part loses nothing before the one rounding to float32.
                 exact = torch.from_numpy(column.astype(np.float64))
@@ -263,7 +291,7 @@ def _choose_cameras(dataset: EpisodeSource, cameras: Sequence[str] | None, robot
         if dataset.robot is None:
             raise SpecMismatch(
                 f"expected a dataset that names its robot, to compare it with {robot.name!r}; this one (cameras "
-                f"{list(known)}) does not: record it with `wamkit record`, or add the robot to its info.json"
+                f"{list(known)}) does not: say what it is with `wamkit data describe`"
             )
         require_match(robot, dataset.robot, wanted_by="the policy", offered_by="the dataset")
     chosen = tuple(cameras if cameras is not None else robot.camera_names if robot is not None else known)
@@ -271,6 +299,22 @@ def _choose_cameras(dataset: EpisodeSource, cameras: Sequence[str] | None, robot
     if missing or not chosen or len(set(chosen)) != len(chosen):
         raise ValueError(f"loader: expected distinct cameras among {list(known)}, got {list(chosen)}")
     return chosen
+
+
+def _window_parts(mixture: Mixture, entries: Sequence[EpisodeEntry], counts: np.ndarray) -> WindowParts | None:
+    """The datasets that the entries are of; the weights of others are left out."""
+    if mixture.weights is None:
+        return None
+    owners = np.array([mixture.part_of(entry.index) for entry in entries])
+    if (np.diff(owners) < 0).any():
+        raise ValueError("loader: expected a mixture's episodes dataset by dataset, got them in another order")
+    parts = np.unique(owners)
+    count = np.array([counts[owners == part].sum() for part in parts], dtype=np.int64)
+    empty = [mixture.names[part] for part in parts[count == 0]]
+    if empty:
+        raise ValueError(f"loader: expected an episode of 2 or more rows in dataset {empty[0]!r}; leave it out")
+    share = np.array([mixture.weights[part] for part in parts])
+    return WindowParts(start=np.cumsum(count) - count, count=count, share=share / share.sum())
 
 
 def _choose_episodes(dataset: EpisodeSource, episodes: Sequence[int] | None) -> list[EpisodeEntry]:

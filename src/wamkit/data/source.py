@@ -60,6 +60,32 @@ class OnDisk(Protocol):
         ...
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A dataset that can be told from others by what it holds."""
+
+    def fingerprint(self) -> str:
+        """A hash of what is in the dataset."""
+        ...
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """A dataset made of others, which knows how they name an episode."""
+
+    def place_name(self, episode: int) -> str:
+        """How messages name an episode."""
+        ...
+
+
+def where(source: EpisodeSource, episode: int) -> str:
+    """How messages name an episode: with its file and the number that it has there, as far as these are known."""
+    if isinstance(source, Composed):
+        return source.place_name(episode)
+    file = f"{source.data_path(episode)}: " if isinstance(source, OnDisk) else ""
+    return f"{file}episode {episode}"
+
+
 def numeric_column(
     columns: dict[str, np.ndarray],
     key: str,
@@ -81,17 +107,17 @@ def numeric_column(
         ValueError: the column is missing, has another length than the episode, is not a table of numbers, or holds a
             number that is not finite; the message names file, episode, row and channel.
     """
-    file = f"{source.data_path(entry.index)}: " if isinstance(source, OnDisk) else ""
+    named = f"episode {entry.index}" if source is None else where(source, entry.index)
     if key not in columns:
         raise ValueError(
-            f"{file}episode {entry.index}: expected a column {key!r}, got {sorted(columns)}"
+            f"{named}: expected a column {key!r}, got {sorted(columns)}"
             + (f"; {advice}" if advice else "; record it, or choose a dataset that has it")
         )
     values = np.asarray(columns[key])
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or len(values) != entry.length or not np.issubdtype(values.dtype, np.number):
         raise ValueError(
-            f"{file}episode {entry.index}: expected column {key!r} to hold {entry.length} rows of numbers, "
+            f"{named}: expected column {key!r} to hold {entry.length} rows of numbers, "
             f"got {values.dtype} of shape {values.shape}; write the episode again or leave it out"
         )
     values = values.astype(np.float32, copy=False)
@@ -100,7 +126,7 @@ def numeric_column(
         row, channel = (int(index) for index in np.argwhere(~finite)[0])
         name = _channel_name(source, key, channel)
         raise ValueError(
-            f"{file}episode {entry.index}, row {row}: expected finite numbers in column {key!r}, got "
+            f"{named}, row {row}: expected finite numbers in column {key!r}, got "
             f"{values[row, channel]} in channel {channel}{name} ({(~finite).sum()} of the episode's {finite.size} "
             "numbers are not finite); repair the row or leave the episode out"
         )

@@ -15,7 +15,9 @@ from jaxtyping import Float
 from wamkit.data.atomic import write_json_atomically
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.lerobot import LeRobotDataset
-from wamkit.data.source import VALUE, EpisodeSource, numeric_column
+from wamkit.data.mixture import mixture_of
+from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column, where
+from wamkit.data.subset import Subset
 from wamkit.spec import RobotSpec
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,11 @@ FORMAT = 1
 WAV_METHOD = (
     "q01, q99, min, max over all rows of the dataset (linear interpolation between rows); mean and population std over "
     "the rows in which every dimension lies within [q01, q99]"
+)
+WEIGHTED_METHOD = (
+    "rows of a mixture, each weighing its dataset's share of the draws divided by the dataset's rows: q01, q99 of the "
+    "weighted rows (inverse of their distribution function); mean and population std over the rows in which every "
+    "dimension lies within [q01, q99]; min, max over all rows"
 )
 ALL_ROWS_METHOD = "q01, q99, min, max, mean and population std over all rows (none lies within [q01, q99] throughout)"
 READ_METHOD = "read from a WAV statistics file, which holds neither min nor max: q01 and q99 stand for them"
@@ -104,11 +111,12 @@ class Statistics:
         )
 
 
-def feature_statistics(rows: Float[np.ndarray, "n c"]) -> Statistics:
+def feature_statistics(rows: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"] | None = None) -> Statistics:
     """Statistics of the rows of one feature.
 
     Args:
         rows: 1 or more.
+        weights: how much each row counts, positive; equally when `None`.
 
     Source: WAV 6.2 of the specification. Differs: when no row is within the quantiles in every dimension (a handful of
         rows), mean and std are of all rows, and `method` says so.
@@ -116,19 +124,29 @@ def feature_statistics(rows: Float[np.ndarray, "n c"]) -> Statistics:
     values = np.asarray(rows, dtype=np.float64)
     if len(values) == 0:
         raise ValueError("statistics: expected 1 or more rows, got none; are all episodes of one row?")
-    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-    kept = values[((values >= q01) & (values <= q99)).all(axis=1)]
-    trimmed = kept if len(kept) else values
+    if weights is None:
+        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    else:
+        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0, weights=weights, method="inverted_cdf")
+    inside = ((values >= q01) & (values <= q99)).all(axis=1)
+    chosen = inside if inside.any() else np.ones(len(values), dtype=bool)
+    trimmed = values[chosen]
+    if weights is None:
+        mean, std = trimmed.mean(axis=0), trimmed.std(axis=0)
+    else:
+        mean = np.average(trimmed, axis=0, weights=weights[chosen])
+        std = np.sqrt(np.average((trimmed - mean) ** 2, axis=0, weights=weights[chosen]))
+    method = WAV_METHOD if weights is None else WEIGHTED_METHOD
     return Statistics(
-        mean=_numbers(trimmed.mean(axis=0)),
-        std=_numbers(trimmed.std(axis=0)),
+        mean=_numbers(mean),
+        std=_numbers(std),
         q01=_numbers(q01),
         q99=_numbers(q99),
         min=_numbers(values.min(axis=0)),
         max=_numbers(values.max(axis=0)),
         count=len(values),
         num_kept=len(trimmed),
-        method=WAV_METHOD if len(kept) else ALL_ROWS_METHOD,
+        method=method if inside.any() else ALL_ROWS_METHOD,
     )
 
 
@@ -141,6 +159,7 @@ def compute_statistics(
     """Statistics of `action`, `action_delta`, `state` and, when the dataset has values, `value`.
 
     `action_delta` is of the differences between successive rows of one episode; no difference crosses into another.
+    Rows of a mixture with weights count as often as they are drawn: see `WEIGHTED_METHOD`.
 
     Args:
         dataset: where rows come from.
@@ -166,14 +185,18 @@ def compute_statistics(
             width = widths.setdefault(name, column.shape[1])
             if column.shape[1] != width:
                 raise ValueError(
-                    f"episode {entry.index}, row 0: expected {width} channels in column {key!r} (as in the robot spec "
-                    f"or the episodes before), got {column.shape[1]}; record the episode again or leave it out"
+                    f"{where(dataset, entry.index)}, row 0: expected {width} channels in column {key!r} (as in the "
+                    f"robot spec or the episodes before), got {column.shape[1]}; record the episode again or leave it "
+                    "out"
                 )
             rows[name].append(column)
         rows["action_delta"].append(np.diff(rows["action"][-1].astype(np.float64), axis=0))
         if progress is not None:
             progress(number + 1, len(chosen))
-    return {name: feature_statistics(np.concatenate(parts)) for name, parts in rows.items()}
+    return {
+        name: feature_statistics(np.concatenate(parts), _row_weights(dataset, chosen, list(map(len, parts))))
+        for name, parts in rows.items()
+    }
 
 
 def write_statistics(root: Path | str, statistics: dict[str, Statistics], *, fingerprint: str) -> Path:
@@ -225,7 +248,10 @@ def read_statistics(root: Path | str, *, fingerprint: str | None = None) -> dict
 
 
 def current_statistics(
-    dataset: LeRobotDataset, *, progress: Callable[[int, int], None] | None = None
+    dataset: LeRobotDataset,
+    *,
+    view: Subset | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Statistics]:
     """The dataset's statistics: from its file when that describes the dataset as it is, else computed and written.
 
@@ -233,16 +259,18 @@ def current_statistics(
 
     Args:
         dataset: on disk.
+        view: the dataset without its excluded episodes, when it has some.
         progress: called with (episodes read, episodes) when they are computed.
 
     Raises:
         ValueError: as `compute_statistics`.
     """
-    fingerprint = dataset.fingerprint()
+    source = dataset if view is None else view
+    fingerprint = source.fingerprint()
     path = dataset.root / STATISTICS_PATH
     if path.is_file() and _read_json(path).get("fingerprint") == fingerprint:
         return read_statistics(dataset.root, fingerprint=fingerprint)
-    statistics = compute_statistics(dataset, progress=progress)
+    statistics = compute_statistics(source, progress=progress)
     try:
         write_statistics(dataset.root, statistics, fingerprint=fingerprint)
     except OSError as error:
@@ -320,6 +348,25 @@ def read_wav_statistics(path: Path | str, *, domain: str, space: Space = "eef") 
             mean=mean, std=std, q01=q01, q99=q99, min=q01, max=q99, count=0, num_kept=0, method=READ_METHOD
         )
     return statistics
+
+
+def _row_weights(dataset: EpisodeSource, entries: Sequence[EpisodeEntry], rows: Sequence[int]) -> np.ndarray | None:
+    """How much each row counts, float64 `[n]`: its dataset's weight spread over the dataset's rows.
+
+    Args:
+        dataset: where the entries come from.
+        entries: episodes.
+        rows: of each episode.
+    """
+    mixture = mixture_of(dataset)
+    if mixture is None or mixture.weights is None:
+        return None
+    totals: dict[int, int] = {}
+    owners = [mixture.part_of(entry.index) for entry in entries]
+    for owner, count in zip(owners, rows, strict=True):
+        totals[owner] = totals.get(owner, 0) + count
+    each = [mixture.weights[owner] / max(totals[owner], 1) for owner in owners]
+    return np.repeat(np.array(each), rows)
 
 
 def _robot_widths(robot: RobotSpec | None) -> dict[str, int]:

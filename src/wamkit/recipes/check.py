@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wamkit.atomic import complete_folder
+from wamkit.data.choices import parse_episodes
 from wamkit.recipes.run import Run
 
 CODECS = "codecs"
@@ -25,6 +27,7 @@ def check_run(run: Run) -> None:
     horizon = run.model.action_horizon
     expected = f"1 to {horizon} (the model's action_horizon)"
     _require("execution_horizon", 1 <= run.execution_horizon <= horizon, expected, run.execution_horizon)
+    _check_data(run)
     _require("data.sample_n_frames", run.data.sample_n_frames >= 1, "1 or more rows", run.data.sample_n_frames)
     if run.data.action_targets and run.data.action_type == "absolute":
         raise ValueError(
@@ -48,21 +51,44 @@ def check_run(run: Run) -> None:
             _require(f"stages.{number}.objective.{name}", math.isfinite(weight), "a finite number", weight)
 
 
-def require_own_folder(folder: Path, *, setting: str, mark: str, root: Path) -> None:
+def _check_data(run: Run) -> None:
+    data = run.data
+    if data.root != Path() and data.roots:
+        raise ValueError(
+            f"expected either data.root or data.roots, got {data.root} and {list(map(str, data.roots))}; leave one out"
+        )
+    if len({root.resolve() for root in data.roots}) != len(data.roots):
+        raise ValueError(
+            f"data.roots: expected different datasets, got {list(map(str, data.roots))}; give each one once, and its "
+            "share with data.weights"
+        )
+    if data.weights:
+        is_right = len(data.weights) == len(data.roots) and all(
+            math.isfinite(weight) and weight > 0 for weight in data.weights
+        )
+        expected = f"a positive number for each of the {len(data.roots)} data.roots"
+        _require("data.weights", is_right, expected, list(data.weights))
+    if data.statistics_entry and data.statistics == Path():
+        raise ValueError("data.statistics_entry is without effect without data.statistics; set that, or leave it out")
+    parse_episodes(data.episodes, setting="data.episodes")
+    parse_episodes(run.validation.episodes, setting="validation.episodes")
+
+
+def require_own_folder(folder: Path, *, setting: str, mark: str, roots: Sequence[Path]) -> None:
     """Refuse to write a run or a cache among files that are none of it; an interrupted one is its own.
 
     Args:
         folder: where it would be written.
         setting: its name.
         mark: what lies in the folder when it holds one, besides codecs.
-        root: the dataset's folder.
+        roots: the datasets' folders.
 
     Raises:
         ValueError: it is the dataset, or lies inside.
         FileExistsError: it is a file, or holds other things.
     """
     inside = folder.resolve()
-    if root.resolve() in (inside, *inside.parents):
+    if any(root.resolve() in (inside, *inside.parents) for root in roots):
         raise ValueError(
             f"expected {setting} to be a folder of its own, got {folder}, which is the dataset or lies inside it; "
             "choose another folder"

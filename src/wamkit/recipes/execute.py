@@ -20,10 +20,8 @@ from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
 from wamkit.data.encode import EncodingReport, encode_dataset
 from wamkit.data.encoded import MANIFEST, CachePurpose, EncodedDataset, codecs_digest, read_manifest
-from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
-from wamkit.data.source import VALUE
-from wamkit.data.stats import current_statistics
+from wamkit.data.source import VALUE, EpisodeSource
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.windows import WindowConfig
 from wamkit.device import choose_device
@@ -37,6 +35,7 @@ from wamkit.parallel import from_rank_zero, local_device, process_group, rank, r
 from wamkit.policy import Policy, Transforms
 from wamkit.progress import ProgressBar
 from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
+from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_statistics
 from wamkit.recipes.run import Run
 from wamkit.spec import PolicySpec, RobotSpec
 from wamkit.training.prefetch import BatchSource
@@ -70,7 +69,7 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
         FileExistsError: the output folder holds something else than a run.
         RuntimeError: `WORLD_SIZE` and the process group disagree.
     """
-    if run.data.root == Path() or run.output == Path():
+    if not run.data.all_roots or run.output == Path():
         raise ValueError("a run needs a dataset and an output folder: set data.root and output (--data.root, --output)")
     check_run(run)
     device = choose_device(run.device)
@@ -79,22 +78,24 @@ def execute(run: Run, *, resume: bool = True) -> TrainReport:
 
 
 def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
-    dataset = LeRobotDataset(run.data.root)
-    from_rank_zero(lambda: require_own_folder(run.output, setting="output", mark="checkpoints", root=run.data.root))
+    data = open_data(run)
+    from_rank_zero(
+        lambda: require_own_folder(run.output, setting="output", mark="checkpoints", roots=run.data.all_roots)
+    )
     for stage in run.stages:
         rows_of_this_process(stage.batch_size)
-    robot = _require_fit(run, dataset)
-    held_out = _held_out(run, dataset)
+    robot = _require_fit(run, data)
     initial, record = _initial(run)
-    transforms = _transforms(run, dataset, robot)
+    transforms, given = _transforms(run, data, robot)
     encoded = None
     if run.data.cache != Path():
-        encoded = EncodedDataset(run.data.cache, _purpose(run, dataset, robot))
-    base = _loader(run, dataset, robot, transforms, encoded, leave_out=held_out)
+        episodes = [entry.index for entry in data.wanted.episodes]
+        encoded = EncodedDataset(run.data.cache, _purpose(run, data, robot), episodes=episodes)
+    base = _loader(run, data.training, robot, transforms, encoded)
     family = family_module(run.model.family).FAMILY
     codecs = from_rank_zero(
         lambda: (
-            _fitted_codecs(run, lambda: base, dataset, run.output)
+            _fitted_codecs(run, lambda: base, data.fingerprint, data.held_out, run.output)
             if encoded is None
             else _codecs_of_cache(run, encoded)
         )
@@ -113,7 +114,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
 
     validate = None
     if run.validation.every:
-        validate = _validation(run, model, _loader(run, dataset, robot, transforms, encoded, only=held_out), device)
+        validate = _validation(run, model, _loader(run, data.validation, robot, transforms, encoded), device)
     spec = PolicySpec(
         family=run.model.family,
         robot=robot,
@@ -121,7 +122,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         action_horizon=run.model.action_horizon,
         execution_horizon=run.execution_horizon,
         normalization=run.data.normalization,
-        tasks=tuple(sorted({episode.task for episode in dataset.episodes})),
+        tasks=tuple(sorted({episode.task for episode in data.chosen.episodes})),
         image_size=None if run.data.preprocess == "exact" else (run.model.image_size, run.model.image_size),
         preprocess=run.data.preprocess,
     )
@@ -147,14 +148,14 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         activation_checkpointing=run.activation_checkpointing,
         recipe={
             "model": plain(run.model),
-            "data": plain(
-                dataclasses.replace(run.data, root=Path(run.data.root.name), cache=Path(run.data.cache.name))
-            ),
+            "data": data_record(run.data),
             "execution_horizon": run.execution_horizon,
             **record,
+            **data.record(),
+            **given,
             **({"validation": plain(run.validation)} if run.validation.holds_out else {}),
         },
-        data_fingerprint=dataset.fingerprint(),
+        data_fingerprint=data.fingerprint,
     )
     done = run.output / "policy"
     if report.stopped_by is None and (report.steps or not from_rank_zero(complete_folder(done).is_dir)):
@@ -214,35 +215,39 @@ def _windows(run: Run) -> WindowConfig:
     )
 
 
-def _transforms(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> Transforms:
-    statistics = from_rank_zero(lambda: current_statistics(dataset))  # computing them writes a file
+def _transforms(run: Run, data: TrainingData, robot: RobotSpec) -> tuple[Transforms, dict[str, Any]]:
+    """Statistics made into transforms, and what is recorded of statistics that were given."""
+    statistics, given = from_rank_zero(lambda: run_statistics(run.data, data))  # computing them may write a file
     value = ValueTransform.from_statistics(statistics[VALUE]) if VALUE in statistics else None
     width = run.model.value_channels
     if width and value is None:
         raise ValueError(
-            f"{dataset.root} has no value column, but the model has a value expert; write one with "
-            f"`wamkit data values {dataset.root}`"
+            f"{data.name} has no value column, but the model has a value expert; write one with "
+            f"`wamkit data values {data.datasets[0].root}`"
         )
     if value is not None and width and value.width != width:
         raise ValueError(
-            f"expected a value column of {width} channels, the model's, got {value.width} in {dataset.root}; "
+            f"expected a value column of {width} channels, the model's, got {value.width} in {data.name}; "
             f"set the model's value channels to {value.width}, or write the column with other settings"
         )
     kind = run.data.normalization
-    return Transforms(
+    transforms = Transforms(
         state=Normalizer.from_statistics(kind, statistics["state"]),
         action=ActionTransform.from_statistics(
             run.data.action_type, kind, statistics, robot, targets=run.data.action_targets
         ),
         value=value if width else None,
     )
+    return transforms, given
 
 
-def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
+def _require_fit(run: Run, data: TrainingData) -> RobotSpec:
     """The dataset's robot, when its cameras and widths are the model's."""
-    robot = dataset.robot
+    robot = data.robot
     if robot is None:
-        raise ValueError(f"{dataset.root} says nothing of its robot; record it with wamkit, or add a RobotSpec")
+        raise ValueError(
+            f"{data.name} says nothing of its robot; describe it with `wamkit data describe {data.datasets[0].root}`"
+        )
     model = run.model
     size = (model.image_size, model.image_size)
     offered = {
@@ -261,7 +266,7 @@ def _require_fit(run: Run, dataset: LeRobotDataset) -> RobotSpec:
     if wrong:
         listed = "\n  - ".join(wrong)
         raise ValueError(
-            f"model {model.name!r} and dataset {dataset.root} do not fit:\n  - {listed}\n"
+            f"model {model.name!r} and dataset {data.name} do not fit:\n  - {listed}\n"
             "Change the model's settings (--model.…), or record the dataset with other cameras or sizes; images of "
             "another size can be made to fit with data.preprocess 'resize' or 'center_crop_resize'."
         )
@@ -280,54 +285,48 @@ def encode(run: Run) -> EncodingReport:
         FileExistsError: the folder holds something else than a cache.
         OSError: not enough room.
     """
-    if run.data.root == Path() or run.data.cache == Path():
+    if not run.data.all_roots or run.data.cache == Path():
         raise ValueError(
             "encoding needs a dataset and a folder: set data.root and data.cache (--data.root, --data.cache)"
         )
     check_run(run)
     device = choose_device(run.device)
     with process_group(device), _rank_zero_speaks():
-        dataset, device = LeRobotDataset(run.data.root), local_device(device)
+        data, device = open_data(run), local_device(device)
         from_rank_zero(
-            lambda: require_own_folder(run.data.cache, setting="data.cache", mark=MANIFEST, root=run.data.root)
+            lambda: require_own_folder(run.data.cache, setting="data.cache", mark=MANIFEST, roots=run.data.all_roots)
         )
-        robot = _require_fit(run, dataset)
-        purpose = _purpose(run, dataset, robot)
+        robot = _require_fit(run, data)
+        purpose = _purpose(run, data, robot)
         found = read_manifest(run.data.cache)
         if found is not None:
             purpose.require(found["purpose"], run.data.cache)
 
-        transforms = _transforms(run, dataset, robot)
+        transforms, _ = _transforms(run, data, robot)
 
         def make_loader() -> WindowLoader:
-            return _loader(run, dataset, robot, transforms, leave_out=_held_out(run, dataset))
+            return _loader(run, data.training, robot, transforms)
 
-        codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, dataset, run.data.cache))
-        with ProgressBar(f"encoding {dataset.root}", unit="episodes") as bar:
+        content = data.content_fingerprint  # a cache serves every choice of its datasets' episodes
+        codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, content, data.held_out, run.data.cache))
+        with ProgressBar(f"encoding {data.name}", unit="episodes") as bar:
             return encode_dataset(
-                dataset,
+                data.whole,
                 run.data.cache,
                 purpose,
                 _windows(run),
                 video_codec=load_video_codec(codecs / "video", device),
                 text_encoder=load_text_encoder(codecs / "text", device),
+                episodes=[entry.index for entry in data.wanted.episodes],
                 device=device,
                 progress=bar.show,
             )
 
 
 def _loader(
-    run: Run,
-    dataset: LeRobotDataset,
-    robot: RobotSpec,
-    transforms: Transforms,
-    encoded: EncodedDataset | None = None,
-    *,
-    only: Sequence[int] | None = None,
-    leave_out: Sequence[int] = (),
+    run: Run, dataset: EpisodeSource, robot: RobotSpec, transforms: Transforms, encoded: EncodedDataset | None = None
 ) -> WindowLoader:
-    chosen = [episode.index for episode in dataset.episodes] if only is None else only
-    with ProgressBar(f"reading {dataset.root}", unit="episodes") as bar:
+    with ProgressBar("reading the frames", unit="episodes") as bar:
         return WindowLoader(
             dataset,
             _windows(run),
@@ -338,33 +337,12 @@ def _loader(
             seed=run.seed,
             cameras=robot.camera_names,
             robot=robot,
-            episodes=[index for index in chosen if index not in leave_out],
             image_size=(run.model.image_size, run.model.image_size),
             preprocess=run.data.preprocess,
             random_crop=run.data.random_crop,
             encoded=encoded,
             progress=bar.show,
         )
-
-
-def _held_out(run: Run, dataset: LeRobotDataset) -> tuple[int, ...]:
-    """Episodes that are not trained on.
-
-    Raises:
-        ValueError: an unknown episode, or none is left to train on.
-    """
-    wanted, known = run.validation, [episode.index for episode in dataset.episodes]
-    chosen = wanted.episodes
-    if wanted.fraction:
-        order = torch.randperm(len(known), generator=seeded(run.seed, "held out")).tolist()
-        chosen = tuple(sorted(known[at] for at in order[: max(1, round(wanted.fraction * len(known)))]))
-    unknown = [index for index in chosen if index not in known]
-    if unknown or len(set(chosen)) >= len(known):
-        raise ValueError(
-            f"validation: expected to hold out some, not all, of the episodes 0 to {len(known) - 1}, got "
-            f"{list(chosen)}; change validation.episodes or validation.fraction"
-        )
-    return chosen
 
 
 def _validation(run: Run, model: Any, loader: WindowLoader, device: torch.device) -> Validate:
@@ -386,7 +364,7 @@ def _validation(run: Run, model: Any, loader: WindowLoader, device: torch.device
     return validate
 
 
-def _purpose(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> CachePurpose:
+def _purpose(run: Run, data: TrainingData, robot: RobotSpec) -> CachePurpose:
     """What a run's cache has to have been made for.
 
     Raises:
@@ -399,7 +377,7 @@ def _purpose(run: Run, dataset: LeRobotDataset, robot: RobotSpec) -> CachePurpos
             "change them at every step; switch that off, or leave data.cache out"
         )
     return CachePurpose.of(
-        dataset=dataset.fingerprint(),
+        dataset=data.content_fingerprint,
         cameras=robot.camera_names,
         image_size=(run.model.image_size, run.model.image_size),
         preprocess=run.data.preprocess,
@@ -427,23 +405,27 @@ def _codecs_of_cache(run: Run, encoded: EncodedDataset) -> Path:
     return folder
 
 
-def _fitted_codecs(run: Run, make_loader: Callable[[], WindowLoader], dataset: LeRobotDataset, parent: Path) -> Path:
+def _fitted_codecs(
+    run: Run, make_loader: Callable[[], WindowLoader], fingerprint: str, held_out: Sequence[int], parent: Path
+) -> Path:
     """The run's codecs in `parent`: fitted once on the first windows of the dataset, then read back.
 
     Raises:
         ValueError: the folder's codecs were made for other settings or another dataset.
     """
     folder = parent / CODECS
-    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": dataset.fingerprint()}
+    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": fingerprint}
     if run.data.preprocess != "exact" or run.data.random_crop:
         made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
     if run.validation.holds_out:
-        made_for["held_out"] = list(_held_out(run, dataset))
+        made_for["held_out"] = list(held_out)
     if complete_folder(folder).is_dir():
-        if read_json(complete_folder(folder) / MADE_FOR) != made_for:
+        found = read_json(complete_folder(folder) / MADE_FOR)
+        if found != made_for:
+            differing = sorted(key for key in found | made_for if found.get(key) != made_for.get(key))
             raise ValueError(
-                f"{folder} was made for another dataset, seed or model; use another folder, or remove {parent} to "
-                "start afresh"
+                f"{folder} was made for another dataset, seed or model: {', '.join(differing)} differ (the fingerprint "
+                f"covers which episodes and weights are chosen); use another folder, or remove {parent} to start afresh"
             )
     else:
         with atomic_folder(folder) as partial:

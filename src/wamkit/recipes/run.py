@@ -15,10 +15,20 @@ from wamkit.training.stage import TrainStage
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which windows of a dataset a model is trained on.
+    """Which windows of which datasets a model is trained on.
 
     Args:
-        root: LeRobot dataset; has to be set.
+        root: LeRobot dataset; this or `roots` has to be set.
+        roots: several datasets of one robot, mixed.
+        weights: share of the windows drawn from each of `roots`, on any scale; by default every window of all of them
+            is drawn equally often.
+        episodes: trained on: numbers and ranges as 7 0:40 60: (0:40 are 0 to 39); of one of several datasets
+            FOLDER_NAME=0:40, of each of them without a name. By default all. What a dataset's
+            meta/wamkit_exclude.json lists is always left out.
+        tasks: sentences of the episodes trained on; by default all.
+        statistics: file of statistics to normalize with, in place of those of the data: wamkit's own, openpi's
+            norm_stats.json or WAV's. What it lacks (values, differences) is computed from the data.
+        statistics_entry: which statistics of a WAV file, as libero_eef; needed when it holds several.
         pick: how memory frames are chosen; `spaced` as the control loop has them, `random` as published.
         action_offset: 0 pairs an action with the observation recorded beside it, 1 is the published lead of one row.
         first_row: 0 uses every row of an episode, 1 leaves out the first as the published code does.
@@ -37,6 +47,12 @@ class DataConfig:
     """
 
     root: Path = Path()
+    roots: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    episodes: tuple[int | str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    statistics: Path = Path()
+    statistics_entry: str = ""
     pick: Literal["random", "uniform", "spaced"] = "spaced"
     action_offset: int = 0
     first_row: int = 0
@@ -49,6 +65,11 @@ class DataConfig:
     color_jitter: ColorJitter = field(default_factory=ColorJitter)
     cache: Path = Path()
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def all_roots(self) -> tuple[Path, ...]:
+        """The datasets; empty when none is set."""
+        return self.roots or (() if self.root == Path() else (self.root,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +95,15 @@ class ValidationConfig:
     Args:
         every: steps between measurements, besides one at the end of each stage; 0 never measures, and then only
             named episodes can be held out.
-        episodes: held out; by default a share of all.
-        fraction: share of the episodes that is held out, drawn by the run's seed, when none are named.
+        episodes: held out, written as in data.episodes, also such that data.episodes leaves out; by default a share.
+        fraction: share of each dataset's episodes that is held out, drawn by the run's seed, when none are named; the
+            same episodes whatever else is trained on.
         num_windows: drawn once from the held-out episodes.
         num_steps: denoising steps.
     """
 
     every: int = 0
-    episodes: tuple[int, ...] = ()
+    episodes: tuple[int | str, ...] = ()
     fraction: float = 0.0
     num_windows: int = 32
     num_steps: int = 10
