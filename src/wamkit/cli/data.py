@@ -1,4 +1,4 @@
-"""Look into a LeRobot dataset, compute its statistics, write value targets into it, encode it for training."""
+"""Look into a LeRobot dataset, compute its statistics, write value targets into it, encode or convert it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from wamkit.cli import data_convert
+from wamkit.cli.data_convert import Convert
 from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
@@ -100,7 +102,7 @@ class Encode:
     """Recipe, or a YAML file of WAV's public trainer."""
 
 
-Options = Inspect | Stats | Values | Encode
+Options = Inspect | Stats | Values | Encode | Convert
 
 
 def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
@@ -120,6 +122,8 @@ def run(options: Options | Run) -> int:
         return _inspect(options)
     if isinstance(options, Values):
         return _values(options)
+    if isinstance(options, Convert):
+        return data_convert.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
     return _stats(options)
 

@@ -8,6 +8,7 @@ Source: LeRobot dataset format v3.0 (statistics per feature; images per channel,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -42,16 +43,25 @@ def image_stats(frames: UInt8[np.ndarray, "t h w 3"]) -> Stats:
 
     All pixels count: a histogram of 256 bins holds them exactly, so no sampling is needed.
     """
+    return block_image_stats([frames])
+
+
+def block_image_stats(blocks: Iterable[UInt8[np.ndarray, "t h w 3"]]) -> Stats:
+    """`image_stats` of frames that come in blocks, of which only one is held at a time."""
+    histograms, count = np.zeros((3, 256), dtype=np.int64), 0
+    for frames in blocks:
+        histograms += np.stack([np.bincount(frames[..., c].ravel(), minlength=256) for c in range(3)])
+        count += len(frames)
     levels = np.arange(256) / 255.0
-    per_channel = [_histogram_stats(np.bincount(frames[..., c].ravel(), minlength=256), levels) for c in range(3)]
+    per_channel = [_histogram_stats(histogram, levels) for histogram in histograms]
     stats = {key: np.array([channel[key] for channel in per_channel]).reshape(3, 1, 1) for key in per_channel[0]}
-    return stats | {"count": np.array([len(frames)])}
+    return stats | {"count": np.array([count])}
 
 
 def merge_stats(parts: list[Stats]) -> Stats:
     """Statistics of several episodes together, as LeRobot 0.4 merges them.
 
-    Mean and variance are exact; quantiles are averages weighted by `count`.
+    Mean and variance are exact; quantiles are averages weighted by `count`, left out where a part has none.
     """
     counts = np.array([part["count"][0] for part in parts], dtype=np.float64)
 
@@ -63,7 +73,8 @@ def merge_stats(parts: list[Stats]) -> Stats:
     variance = ((stacked("std") ** 2 + (stacked("mean") - mean) ** 2) * weights).sum(0)
     merged = {"min": stacked("min").min(0), "max": stacked("max").max(0), "mean": mean, "std": np.sqrt(variance)}
     merged["count"] = np.array([int(counts.sum())])
-    return merged | {key: (stacked(key) * weights).sum(0) for key in QUANTILES}
+    kept = [key for key in QUANTILES if all(key in part for part in parts)]
+    return merged | {key: (stacked(key) * weights).sum(0) for key in kept}
 
 
 def to_columns(stats: dict[str, Stats]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ WAMKIT = "wamkit"
 METADATA_COLUMN = "wamkit/metadata"
 """Our column of the episode table: a JSON object per episode (one type whatever the keys, so files can be joined)."""
 
-_INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def camera_key(camera: str) -> str:
@@ -85,7 +85,7 @@ def robot_features(robot: RobotSpec, *, fps: int, video: VideoSettings) -> dict[
     features[DONE] = scalar_feature("bool")
     features[SUCCESS] = scalar_feature("bool")
     features["timestamp"] = scalar_feature("float32")
-    features |= {key: scalar_feature("int64") for key in _INDEX_FEATURES[1:]}
+    features |= {key: scalar_feature("int64") for key in INDEX_FEATURES[1:]}
     return features
 
 
@@ -145,10 +145,15 @@ def episode_schema(features: Mapping[str, Mapping[str, Any]], statistics: Sequen
         columns += [(f"videos/{key}/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
         columns += [(f"videos/{key}/{part}", pa.float64()) for part in ("from_timestamp", "to_timestamp")]
     for key, feature in features.items():
+        if feature["dtype"] == "string":
+            continue
         whole = {"count", "min", "max"} if str(feature["dtype"]).startswith("int") else {"count"}
-        numbers = pa.list_(pa.float64())
-        kind = pa.list_(pa.list_(numbers)) if is_video(feature) else numbers
-        columns += [(f"stats/{key}/{name}", pa.list_(pa.int64()) if name in whole else kind) for name in statistics]
+        depth = 3 if is_camera(feature) else max(1, len(feature["shape"]))
+        for name in statistics:
+            kind = pa.int64() if name in whole else pa.float64()
+            for _ in range(1 if name == "count" else depth):
+                kind = pa.list_(kind)
+            columns.append((f"stats/{key}/{name}", kind))
     columns += [(f"meta/episodes/{part}", pa.int64()) for part in ("chunk_index", "file_index")]
     return pa.schema([*columns, (METADATA_COLUMN, pa.string())])
 

@@ -253,6 +253,19 @@ class VideoReader:
                 yield from decoded
                 return
 
+    def times(self) -> list[float]:
+        """When each frame is shown, in seconds, ascending; read without decoding.
+
+        Raises:
+            VideoError: the file ends early.
+        """
+        try:
+            self._container.seek(0, stream=self._stream, backward=True)
+            packets = [packet for packet in self._container.demux(self._stream) if packet.pts is not None]
+        except (OSError, EOFError, av.FFmpegError) as error:
+            raise _broken(self.path, f"{self._stream.frames} frames", f"damaged data ({_reason(error)})") from error
+        return sorted(float(packet.pts * packet.time_base) for packet in packets if not packet.is_discard)
+
     def count_frames(self) -> int:
         """Decode the whole file and count; the only sure way to find damage.
 

@@ -376,7 +376,9 @@ class LeRobotWriter:
         self._info = info
 
     def _write_stats(self, merged: dict[str, Stats]) -> None:
-        plain = {key: {name: stats[name].tolist() for name in STATISTICS} for key, stats in merged.items()}
+        plain = {
+            key: {name: stats[name].tolist() for name in STATISTICS if name in stats} for key, stats in merged.items()
+        }
         write_json_atomically(self.root / words.STATS, plain)
 
 

@@ -1,0 +1,84 @@
+"""`wamkit data convert`: bring older LeRobot datasets and HDF5 demonstrations to LeRobot v3.0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from wamkit.progress import ProgressBar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Make a LeRobot v3.0 dataset of one in v2.0 or v2.1, or of HDF5 demonstrations of LIBERO or robomimic.
+
+    An interrupted command leaves nothing behind at the output.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Dataset folder, HDF5 file, or folder of HDF5 files."""
+    output: Path
+    """Folder to make."""
+    robot: str | None = None
+    """LeRobot: what was recorded, which training needs to know: libero, a dataset of it, or a JSON file of its spec."""
+    task: str | None = None
+    """HDF5: the sentence of every episode, where the files have none."""
+    idle: Literal["drop", "keep"] | None = None
+    """HDF5: rows in which the robot was told to do nothing; by default LIBERO's are dropped."""
+    pictures: Literal["turn", "keep"] | None = None
+    """HDF5: turned by 180 degrees or as stored; by default LIBERO's are turned, they are stored upside down."""
+    observed: Literal["auto", "before", "after"] | None = None
+    """HDF5: was row t seen before action t, or after it? By default the joints tell."""
+    json: bool = False
+    """Print what was done as JSON."""
+
+
+def run(options: Convert) -> int:
+    """Convert and say what was done."""
+    from wamkit.data.hdf5 import is_hdf5
+
+    report = _hdf5(options) if is_hdf5(options.source) else _lerobot(options)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return 0
+    print(f"{report.output} holds {report.episodes} episodes and {report.frames} rows of {report.source}")
+    if report.copied_videos:
+        print(f"{report.copied_videos} videos were copied as they are, {report.encoded_videos} encoded anew")
+    if report.dropped_rows:
+        print(f"{report.dropped_rows} rows that do nothing were left out, so rows are not evenly spaced in time")
+    return 0
+
+
+def _hdf5(options: Convert) -> Any:
+    from wamkit.data.convert_hdf5 import convert_hdf5
+    from wamkit.data.hdf5 import Hdf5Settings
+
+    _refuse(options, ("robot",), "a LeRobot dataset")
+    names = [field.name for field in dataclasses.fields(Hdf5Settings)]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    with ProgressBar(f"converting {options.source}", unit="episodes") as bar:
+        return convert_hdf5(options.source, options.output, Hdf5Settings(**given), progress=bar.show)
+
+
+def _lerobot(options: Convert) -> Any:
+    from wamkit.data.convert_v2 import convert_v2
+
+    _refuse(options, ("task", "idle", "pictures", "observed"), "HDF5 files")
+    robot = None
+    if options.robot is not None:
+        from wamkit.recipes.import_weights import read_robot
+
+        robot = read_robot(options.robot)
+    with ProgressBar(f"converting {options.source}", unit="episodes") as bar:
+        return convert_v2(options.source, options.output, robot=robot, progress=bar.show)
+
+
+def _refuse(options: Convert, names: tuple[str, ...], meant_for: str) -> None:
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: without effect on {options.source}, meant for {meant_for}; leave it out")
