@@ -77,20 +77,20 @@ def transfer_cube(model: Any, data: Any, action: np.ndarray) -> Script:
     hands = Hands(model, data, action)
     x, y, _ = data.body("box").xpos
     cube, meeting = (x, y, _CUBE_REST_M), (0.0, 0.5, 0.25)
-    yield from hands.move(45, right=_hand((x, y, _CUBE_REST_M + 0.08)))
-    yield from hands.move(30, right=_hand(cube))
+    yield from hands.move(40, right=_hand((x, y, _CUBE_REST_M + 0.08)))
+    yield from hands.move(25, right=_hand(cube))
     yield from hands.move(10)
     yield from hands.move(20, right=_hand(cube, opening=_CLOSED))
     # The left hand waits with its fingers one above the other, so that each hand finds its own faces of the cube.
     waiting = _hand((-0.12, 0.5, 0.25), pitch=0.0, roll=math.pi / 2)
-    yield from hands.move(60, right=_hand(meeting, opening=_CLOSED), left=waiting)
-    yield from hands.move(15)
+    yield from hands.move(50, right=_hand(meeting, opening=_CLOSED), left=waiting)
+    yield from hands.move(10)
     held = data.body("box").xpos.copy()
     # A cube that was lost is not followed.
     x, y, z = held if np.linalg.norm(held - meeting) < 0.05 else meeting
     taking = replace(waiting, point=(float(x) - 0.005, float(y), float(z)))
-    yield from hands.move(35, left=taking)
-    yield from hands.move(10)
+    yield from hands.move(30, left=taking)
+    yield from hands.move(5)
     yield from hands.move(20, left=replace(taking, opening=_CLOSED))
     yield from hands.move(15, right=_hand(meeting))
     yield from hands.move(30, right=_hand((0.1, 0.5, 0.3)))
@@ -110,7 +110,7 @@ def insertion(model: Any, data: Any, action: np.ndarray) -> Script:
     """
     hands = Hands(model, data, action)
     peg, socket = (data.body(name).xpos.copy() for name in ("peg", "socket"))
-    peg[2], socket[2] = 0.02, 0.024
+    peg[2], socket[2] = 0.02, 0.024  # as low as the fingers' tips can go above the table
 
     def both(left: np.ndarray, right: np.ndarray, opening: float) -> dict[str, Hand]:
         return {"left": _hand(tuple(left), opening=opening), "right": _hand(tuple(right), opening=opening)}
@@ -121,15 +121,15 @@ def insertion(model: Any, data: Any, action: np.ndarray) -> Script:
     yield from hands.move(10)
     yield from hands.move(20, **both(socket, peg, _CLOSED))
     left, right = np.array([-0.1, 0.5, 0.2]), np.array([0.1, 0.5, 0.2])
-    yield from hands.move(60, **both(left, right, _CLOSED))
-    yield from hands.move(20)
+    yield from hands.move(50, **both(left, right, _CLOSED))
+    yield from hands.move(10)
     # How the objects lie in the hands is seen only now.
     left += np.clip(np.array([-0.09, 0.5, 0.2]) - data.body("socket").xpos, -0.02, 0.02)
     right += np.clip(np.array([0.09, 0.5, 0.2]) - data.body("peg").xpos, -0.02, 0.02)
     yield from hands.move(20, **both(left, right, _CLOSED))
     yield from hands.move(10)
     inwards = np.array([0.05, 0.0, 0.0])
-    yield from hands.move(60, **both(left + inwards, right - inwards, _CLOSED))
+    yield from hands.move(35, **both(left + inwards, right - inwards, _CLOSED))
     yield from hands.stay()
 
 
