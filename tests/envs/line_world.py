@@ -28,10 +28,18 @@ ROBOT = RobotSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class LineFactory:
-    """Makes a `LineSimulator`; `fail_at_start` makes it raise, `fail_if_exists` once that file is there."""
+    """Makes a `LineSimulator`; `fail_at_start` makes it raise, `fail_if_exists` once that file is there.
+
+    `trouble` (die, hang, nan_state, nan_reward) comes at the third step of layout `trouble_at`. Resets are written to
+    the file `log`, if there is one.
+    """
 
     fail_at_start: str = ""
     fail_if_exists: str = ""
+    robot: RobotSpec = ROBOT
+    trouble: str = ""
+    trouble_at: int = 1
+    log: str = ""
 
     def __call__(self) -> LineSimulator:
         if self.fail_at_start == "exit":
@@ -43,7 +51,7 @@ class LineFactory:
         if self.fail_if_exists and os.path.exists(self.fail_if_exists):
             raise RuntimeError("the licence server is gone")
         print("line world ready")  # as some simulators do; must not reach the parent's standard output
-        return LineSimulator()
+        return LineSimulator(robot=self.robot, factory=self)
 
 
 @dataclass
@@ -51,6 +59,8 @@ class LineSimulator:
     """The hand starts at 0; the goal is at `0.1 * (layout + 1)`; an action of 1 moves it by 0.02."""
 
     robot: RobotSpec = ROBOT
+    factory: LineFactory = field(default_factory=LineFactory)
+    layout: int = 0
     position: float = 0.0
     goal: float = 0.0
     steps: int = 0
@@ -62,12 +72,19 @@ class LineSimulator:
         return "go to the goal"
 
     def reset(self, request: EpisodeRequest) -> None:
-        if request.task != "line":
+        if request.task.split("/")[0] != "line":
             raise ValueError(f"unknown task {request.task!r}")
+        if self.factory.log:
+            with open(self.factory.log, "a") as file:
+                file.write(f"{request.layout}\n")
+        self.layout = request.layout
         self.position, self.goal, self.steps = 0.0, 0.1 * (request.layout + 1), 0
 
     def state(self) -> np.ndarray:
-        return np.array([self.position], dtype=np.float32)
+        return np.array([np.nan if self.has_trouble("nan_state") else self.position], dtype=np.float32)
+
+    def has_trouble(self, kind: str) -> bool:
+        return self.factory.trouble == kind and self.layout == self.factory.trouble_at and self.steps >= 3
 
     def action_bounds(self) -> np.ndarray:
         return np.array([[-self.reach, 0.0], [self.reach, 1.0]], dtype=np.float32)
@@ -77,15 +94,24 @@ class LineSimulator:
             raise ValueError("the episode ended")
         self.position += 0.02 * float(action[0])
         self.steps += 1
+        if self.has_trouble("die"):
+            os.kill(os.getpid(), 11)
+        if self.has_trouble("hang"):
+            time.sleep(60)
         distance = abs(self.goal - self.position)
         return StepOutcome(
-            reward=-distance, success=distance < 0.011, terminated=False, truncated=self.steps >= STEP_LIMIT
+            reward=float("nan") if self.has_trouble("nan_reward") else -distance,
+            success=distance < 0.011,
+            terminated=False,
+            truncated=self.steps >= STEP_LIMIT,
         )
 
     def render(self) -> dict[str, np.ndarray]:
-        image = np.zeros((4, 6, 3), dtype=np.uint8)
-        image[:, min(5, int(self.position * 10))] = 255
-        return {"front": image}
+        images = {}
+        for camera in self.robot.cameras:
+            images[camera.name] = np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
+            images[camera.name][:, min(5, int(self.position * 10))] = 255
+        return images
 
     def camera_matrices(self) -> dict[str, CameraMatrices]:
         return {"front": CameraMatrices(intrinsics=np.eye(3), pose=np.eye(4))}

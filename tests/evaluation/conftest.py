@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -52,3 +54,15 @@ def finished(run_evaluation: Evaluate, tmp_path_factory: pytest.TempPathFactory)
 def evaluated(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished evaluation, to change."""
     return Path(shutil.copytree(finished, tmp_path / "planned"))
+
+
+@pytest.fixture(scope="session")
+def line_world() -> Iterator[ModuleType]:
+    """The simulator without physics, and the policies of these tests for it, importable in other processes too."""
+    folders = [str(Path(__file__).parents[1] / "envs"), str(Path(__file__).parent)]
+    sys.path[:0] = folders
+    import line_world
+
+    yield line_world
+    for folder in folders:
+        sys.path.remove(folder)

@@ -52,6 +52,7 @@ from wamkit.versions import software_versions
 
 MAX_FILM_FPS = 30
 PoolMaker = Callable[[SimulatorFactory, int], SimulatorPool]
+_ROUNDING = ("processor", "torch_threads", "accelerator")  # what arithmetic may round differently on
 _BEFORE = {"batching": "free"}  # what runs were, whose run.json does not say
 
 logger = logging.getLogger(__name__)
@@ -125,10 +126,12 @@ def evaluate(
             lock.take()
         records = log.read() if resume else {}
         missing = [request for request in requests if not _is_finished(records, request)]
-        if missing:
+        # A kill may have come between the last episode and the examples of both ends.
+        is_done = not missing and ((out / RESULTS_FILE).is_file() or not _examples(_of(requests, records)))
+        if not is_done:
             session = 1 + max((record.session for record in records.values()), default=-1)
             begun = time.perf_counter()
-            num_workers = min(workers or os.cpu_count() or 1, len(missing))
+            num_workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
             wanted = _first_of_each_task(requests, record_episodes)
             finished = [records[_key(request)] for request in requests if request not in missing]
             with (
@@ -160,13 +163,13 @@ def evaluate(
                     records[record.key] = record
                     tally.add(record)
                 # Where all recorded episodes ended alike, an example of the other end is repeated and recorded.
-                examples = _examples([records[_key(request)] for request in requests])
+                examples = _examples(_of(requests, records))
                 for outcome in roll(examples, record=range(len(examples))):
                     record = records[_key(outcome.request)]
                     if (outcome.success, outcome.steps) == (record.success, record.steps):
                         folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                         log.append(dataclasses.replace(record, folder=folder))
-        asked = [records[_key(request)] for request in requests]
+        asked = _of(requests, records)
         names = dict.fromkeys(record.task for record in asked)
         results = Results(
             protocol=protocol.title,
@@ -276,6 +279,17 @@ def _claim_folder(out: Path, run: dict[str, Any], machine: dict[str, Any]) -> No
     out.mkdir(parents=True, exist_ok=True)
     if not _holds_results(out):
         write_json(out / RUN_FILE, {**run, "machine": machine})
+        return
+    before = json.loads((out / RUN_FILE).read_text())["machine"]
+    changed = [
+        f"{key} {before[key]}, now {machine[key]}" for key in _ROUNDING if before.get(key, machine[key]) != machine[key]
+    ]
+    if changed:
+        logger.warning(
+            "%s was begun with %s: episodes from here on are what they would have been there only up to rounding",
+            out,
+            "; ".join(changed),
+        )
 
 
 def _holds_results(out: Path) -> bool:
@@ -292,6 +306,10 @@ def _remove_evaluation(out: Path) -> None:
 
 def _key(request: EpisodeRequest) -> EpisodeKey:
     return request.task, request.layout, request.layout_seed, request.seed
+
+
+def _of(requests: Sequence[EpisodeRequest], records: dict[EpisodeKey, EpisodeRecord]) -> list[EpisodeRecord]:
+    return [records[_key(request)] for request in requests]
 
 
 def _is_finished(records: dict[EpisodeKey, EpisodeRecord], request: EpisodeRequest) -> bool:
