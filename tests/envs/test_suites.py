@@ -24,8 +24,9 @@ def test_an_unknown_suite_is_guessed() -> None:
 def test_listing_tasks_and_making_a_factory_load_neither_simulator_nor_torch() -> None:
     script = (
         "import sys\nfrom wamkit.envs import suite_factory, suite_tasks\nimport wamkit.envs.workers\n"
-        "suite_tasks('metaworld'); suite_factory('metaworld')()\n"
-        "print([name for name in ('torch', 'mujoco', 'metaworld', 'gymnasium', 'OpenGL') if name in sys.modules])"
+        "for suite in ('aloha', 'metaworld'):\n    suite_tasks(suite); suite_factory(suite)()\n"
+        "heavy = ('torch', 'mujoco', 'metaworld', 'dm_control', 'gym_aloha', 'gymnasium', 'OpenGL')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "[]"
