@@ -10,12 +10,11 @@ from wamkit.data.stats import (
     current_statistics,
     feature_statistics,
     read_statistics,
-    read_wav_statistics,
     write_statistics,
-    write_wav_statistics,
 )
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer
+from wamkit.data.wav_statistics import read_wav_statistics, write_wav_statistics
 
 
 @pytest.fixture

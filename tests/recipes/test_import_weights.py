@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from wamkit.cli.main import main
-from wamkit.data.stats import feature_statistics, write_wav_statistics
+from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
+from wamkit.data.wav_statistics import write_wav_statistics
 from wamkit.models.wav.initial import empty_network, initialized
 from wamkit.policy import load_policy
 from wamkit.recipes.import_weights import read_robot

@@ -212,3 +212,23 @@ def test_the_command_line_explains(kitchen: Path, tmp_path: Path, capsys: pytest
         "data.episodes: expected some of the episodes 0 to 4 of dataset 'kitchen', got '3:9'" in capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_normalizes_with_given_statistics(kitchen: Path, tmp_path: Path) -> None:
+    """The file's numbers reach the policy; values, which openpi's lacks, are of the data; the file is recorded."""
+    file = tmp_path / "norm_stats.json"
+    arguments = ["data", "stats", str(kitchen), "--format", "openpi", "--output", str(file), "--width", "32"]
+    assert main(arguments) == 0
+    document = json.loads(file.read_text())
+    document["norm_stats"]["actions"]["q99"][0] = 7.5
+    file.write_text(json.dumps(document))
+    run = tiny_run(kitchen, tmp_path / "run", statistics=file)
+    recipe.execute(run)
+    policy = load_policy(run.output / "policy")
+    assert policy.transforms.action.normalizer.q99[0] == 7.5 and policy.transforms.value is not None
+    recorded = json.loads((run.output / "policy" / "training.json").read_text())["recipe"]["statistics"]
+    assert recorded["name"] == "norm_stats.json"
+    document["norm_stats"]["actions"]["q99"][0] = 8.5
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"statistics\.sha256: saved"):
+        recipe.execute(run)

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wamkit.cli import data_convert
+from wamkit.cli import data_convert, data_stats
 from wamkit.cli.data_convert import Convert
+from wamkit.cli.data_stats import Stats
 from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
@@ -30,19 +31,6 @@ class Inspect:
     """Dataset folder."""
     json: bool = False
     """Print the report as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Compute statistics of actions, their differences, states and values over all rows.
-
-    They are written to meta/wamkit_statistics.json, which training reads. Compute them again after the dataset changed.
-    """
-
-    root: Root
-    """Dataset folder."""
-    json: bool = False
-    """Print the statistics as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +113,7 @@ def run(options: Options | Run) -> int:
     if isinstance(options, Convert):
         return data_convert.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
-    return _stats(options)
+    return data_stats.run(options)
 
 
 def _inspect(options: Inspect) -> int:
@@ -154,18 +142,6 @@ def _encode(options: Run) -> int:
     return 0
 
 
-def _stats(options: Stats) -> int:
-    statistics = _write_statistics(options.root)
-    if options.json:
-        print(json.dumps({name: feature.to_dict() for name, feature in statistics.items()}, indent=2))
-        return 0
-    for name, feature in statistics.items():
-        print(f"{name}: {feature.count} rows, {feature.num_kept} of them within the quantiles")
-        for statistic in ("mean", "std", "q01", "q99", "min", "max"):
-            print(f"  {statistic:<5}" + "".join(f" {number:10.4g}" for number in getattr(feature, statistic)))
-    return 0
-
-
 def _values(options: Values) -> int:
     from wamkit.data.lerobot import LeRobotDataset
     from wamkit.data.value_labels import label_values, stored_settings
@@ -177,7 +153,7 @@ def _values(options: Values) -> int:
         return 0
     with ProgressBar(f"{options.kind} values", unit="episodes") as bar:
         label_values(dataset, settings, progress=bar.show)
-    _write_statistics(options.root)
+    data_stats.write_statistics_of(options.root)
     if options.json:
         print(json.dumps(settings.to_dict(), indent=2))
     else:
@@ -207,14 +183,3 @@ def _value_settings(options: Values, robot: Any) -> Any:
             "--kind sparse, or call wamkit.data.value_labels.label_values with settings of your own"
         )
     return DenseValueSettings.from_robot(robot, **given)
-
-
-def _write_statistics(root: Path) -> dict[str, Any]:
-    from wamkit.data.lerobot import LeRobotDataset
-    from wamkit.data.stats import compute_statistics, write_statistics
-
-    dataset = LeRobotDataset(root)
-    with ProgressBar("statistics", unit="episodes") as bar:
-        statistics = compute_statistics(dataset, progress=bar.show)
-    write_statistics(root, statistics, fingerprint=dataset.fingerprint())
-    return statistics

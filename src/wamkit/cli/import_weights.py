@@ -57,7 +57,7 @@ def run(options: Options) -> int:
 
     import torch
 
-    from wamkit.data.stats import read_wav_statistics
+    from wamkit.data.wav_statistics import read_wav_statistics
     from wamkit.recipes.import_weights import import_policy, read_robot
 
     if options.codecs is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from wamkit.data.mixture import mixture_of
 from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column, where
 from wamkit.data.subset import Subset
 from wamkit.spec import RobotSpec
+from wamkit.typed import blame
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +35,16 @@ WEIGHTED_METHOD = (
     "weighted rows (inverse of their distribution function); mean and population std over the rows in which every "
     "dimension lies within [q01, q99]; min, max over all rows"
 )
+UNTRIMMED_METHOD = "q01, q99, min, max, mean and population std over all rows"
 ALL_ROWS_METHOD = "q01, q99, min, max, mean and population std over all rows (none lies within [q01, q99] throughout)"
-READ_METHOD = "read from a WAV statistics file, which holds neither min nor max: q01 and q99 stand for them"
-WAV_FEATURES = {"action": "{domain}_{space}", "action_delta": "{domain}_delta_{space}"}
-WAV_FEATURES |= {"state": "{domain}_state_{space}", "value": "{domain}_value_{space}"}
+FORMULAS = {
+    "minmax": "2 * (x - q01) / (q99 - q01 + epsilon) - 1",
+    "meanstd": "(x - mean) / (std + epsilon)",
+    "epsilon": 1e-6,
+}
+"""How wamkit normalizes with these numbers, named in every file of them; nothing is clipped."""
 
 _COLUMNS = ("mean", "std", "q01", "q99", "min", "max")
-
-Space = Literal["eef", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +99,10 @@ class Statistics:
             ValueError: a key is missing or unknown.
         """
         known = {item.name for item in fields(cls)}
-        if set(data) != known:
-            raise ValueError(f"statistics: expected the keys {sorted(known)}, got {sorted(data)}; compute them again")
-        mean, std, q01, q99, low, high = (tuple(map(float, data[key])) for key in _COLUMNS)
+        if not isinstance(data, dict) or set(data) != known:
+            got = sorted(data) if isinstance(data, dict) else repr(data)
+            raise ValueError(f"statistics: expected the keys {sorted(known)}, got {got}; compute them again")
+        mean, std, q01, q99, low, high = (numbers(data[key], key) for key in _COLUMNS)
         return cls(
             mean=mean,
             std=std,
@@ -111,12 +116,26 @@ class Statistics:
         )
 
 
-def feature_statistics(rows: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"] | None = None) -> Statistics:
+def numbers(column: object, key: str) -> tuple[float, ...]:
+    """One number per channel from what JSON gave.
+
+    Raises:
+        ValueError: it is no list of finite numbers; the message names the key.
+    """
+    if not isinstance(column, list) or not all(map(_is_finite, column)):
+        raise ValueError(f"statistics: expected a list of finite numbers as {key}, got {column!r}; compute them again")
+    return tuple(float(item) for item in column)
+
+
+def feature_statistics(
+    rows: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"] | None = None, *, is_trimmed: bool = True
+) -> Statistics:
     """Statistics of the rows of one feature.
 
     Args:
         rows: 1 or more.
         weights: how much each row counts, positive; equally when `None`.
+        is_trimmed: whether mean and std leave out the rows outside the quantiles, as WAV does; openpi does not.
 
     Source: WAV 6.2 of the specification. Differs: when no row is within the quantiles in every dimension (a handful of
         rows), mean and std are of all rows, and `method` says so.
@@ -129,7 +148,7 @@ def feature_statistics(rows: Float[np.ndarray, "n c"], weights: Float[np.ndarray
     else:
         q01, q99 = np.quantile(values, [0.01, 0.99], axis=0, weights=weights, method="inverted_cdf")
     inside = ((values >= q01) & (values <= q99)).all(axis=1)
-    chosen = inside if inside.any() else np.ones(len(values), dtype=bool)
+    chosen = inside if is_trimmed and inside.any() else np.ones(len(values), dtype=bool)
     trimmed = values[chosen]
     if weights is None:
         mean, std = trimmed.mean(axis=0), trimmed.std(axis=0)
@@ -146,7 +165,7 @@ def feature_statistics(rows: Float[np.ndarray, "n c"], weights: Float[np.ndarray
         max=_numbers(values.max(axis=0)),
         count=len(values),
         num_kept=len(trimmed),
-        method=method if inside.any() else ALL_ROWS_METHOD,
+        method=UNTRIMMED_METHOD if not is_trimmed else method if inside.any() else ALL_ROWS_METHOD,
     )
 
 
@@ -154,6 +173,7 @@ def compute_statistics(
     dataset: EpisodeSource,
     *,
     episodes: Sequence[int] | None = None,
+    is_trimmed: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of `action`, `action_delta`, `state` and, when the dataset has values, `value`.
@@ -164,6 +184,7 @@ def compute_statistics(
     Args:
         dataset: where rows come from.
         episodes: which to use; all by default.
+        is_trimmed: as in `feature_statistics`.
         progress: called with (episodes read, episodes).
 
     Raises:
@@ -193,8 +214,9 @@ def compute_statistics(
         rows["action_delta"].append(np.diff(rows["action"][-1].astype(np.float64), axis=0))
         if progress is not None:
             progress(number + 1, len(chosen))
+    weights = {name: _row_weights(dataset, chosen, list(map(len, parts))) for name, parts in rows.items()}
     return {
-        name: feature_statistics(np.concatenate(parts), _row_weights(dataset, chosen, list(map(len, parts))))
+        name: feature_statistics(np.concatenate(parts), weights[name], is_trimmed=is_trimmed)
         for name, parts in rows.items()
     }
 
@@ -214,9 +236,20 @@ def write_statistics(root: Path | str, statistics: dict[str, Statistics], *, fin
         OSError: writing failed; the old file is untouched.
     """
     path = Path(root) / STATISTICS_PATH
-    features = {name: feature.to_dict() for name, feature in statistics.items()}
-    write_json_atomically(path, {"format": FORMAT, "fingerprint": fingerprint, "features": features})
+    write_statistics_file(path, statistics, fingerprint=fingerprint)
     return path
+
+
+def write_statistics_file(path: Path, statistics: dict[str, Statistics], *, fingerprint: str) -> None:
+    """`write_statistics` to any file.
+
+    Raises:
+        OSError: writing failed; the old file is untouched.
+    """
+    features = {name: feature.to_dict() for name, feature in statistics.items()}
+    write_json_atomically(
+        path, {"format": FORMAT, "fingerprint": fingerprint, "formulas": FORMULAS, "features": features}
+    )
 
 
 def read_statistics(root: Path | str, *, fingerprint: str | None = None) -> dict[str, Statistics]:
@@ -233,18 +266,33 @@ def read_statistics(root: Path | str, *, fingerprint: str | None = None) -> dict
     path = Path(root) / STATISTICS_PATH
     if not path.is_file():
         raise FileNotFoundError(f"expected statistics at {path}, found none; run `wamkit data stats {root}`")
-    data = _read_json(path)
-    if data.get("format") != FORMAT or not isinstance(data.get("features"), dict):
-        raise ValueError(
-            f"{path}: expected statistics of format {FORMAT}, got format {data.get('format')!r} with the keys "
-            f"{sorted(data)}; run `wamkit data stats {root}`"
-        )
+    data = read_json_object(path)
+    statistics = parse_statistics(data, path)
     if fingerprint is not None and data.get("fingerprint") != fingerprint:
         raise ValueError(
             f"{path}: expected statistics of the dataset as it is (fingerprint {fingerprint[:12]}…), got those of "
             f"{str(data.get('fingerprint'))[:12]}…, before it was changed; run `wamkit data stats {root}`"
         )
-    return {name: Statistics.from_dict(feature) for name, feature in data["features"].items()}
+    return statistics
+
+
+def parse_statistics(data: dict[str, Any], path: Path) -> dict[str, Statistics]:
+    """Statistics of a file of wamkit's own, by feature.
+
+    Args:
+        data: what is in the file.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    if data.get("format") != FORMAT or not isinstance(data.get("features"), dict):
+        raise ValueError(
+            f"{path}: expected statistics of format {FORMAT}, got format {data.get('format')!r} with the keys "
+            f"{sorted(data)}; run `wamkit data stats`"
+        )
+    with blame(path):
+        return {name: Statistics.from_dict(feature) for name, feature in data["features"].items()}
 
 
 def current_statistics(
@@ -268,85 +316,13 @@ def current_statistics(
     source = dataset if view is None else view
     fingerprint = source.fingerprint()
     path = dataset.root / STATISTICS_PATH
-    if path.is_file() and _read_json(path).get("fingerprint") == fingerprint:
+    if path.is_file() and read_json_object(path).get("fingerprint") == fingerprint:
         return read_statistics(dataset.root, fingerprint=fingerprint)
     statistics = compute_statistics(source, progress=progress)
     try:
         write_statistics(dataset.root, statistics, fingerprint=fingerprint)
     except OSError as error:
         logger.warning("cannot keep statistics in %s (%s); they are computed anew each time", path, error)
-    return statistics
-
-
-def write_wav_statistics(
-    path: Path | str, statistics: dict[str, Statistics], *, domain: str, space: Space = "eef"
-) -> None:
-    """Write statistics in the file form of the published WAV code; entries of other domains in the file are kept.
-
-    Args:
-        path: the file (`stats.jsonl` in the published code, though one JSON document).
-        statistics: `action`, `action_delta`, `state` and, if there, `value`.
-        domain: X in `X_eef`, `X_delta_eef`, `X_state_eef`, `X_value_eef`.
-        space: `eef` or `joint`.
-
-    Raises:
-        ValueError: a feature is missing, or the file there is something else.
-        OSError: writing failed; the old file is untouched.
-
-    Source: WAV 6.2 of the specification.
-    """
-    missing = sorted({"action", "action_delta", "state"} - set(statistics))
-    if missing:
-        raise ValueError(f"statistics: expected action, action_delta and state, {missing} are missing; compute them")
-    path = Path(path)
-    document = _read_json(path) if path.exists() else {}
-    for name, pattern in WAV_FEATURES.items():
-        entry = pattern.format(domain=domain, space=space)
-        document.pop(entry, None)  # values of an older labelling must not stay beside newer actions
-        if name in statistics:
-            columns = statistics[name].to_dict()
-            document[entry] = {key: columns[key] for key in ("mean", "std", "q99", "q01")}
-    write_json_atomically(path, document)
-
-
-def read_wav_statistics(path: Path | str, *, domain: str, space: Space = "eef") -> dict[str, Statistics]:
-    """Read statistics from a file of the published WAV code.
-
-    The file holds no extremes, so a channel whose quantiles coincide counts as constant.
-
-    Args:
-        path: the file.
-        domain: X in `X_eef`.
-        space: `eef` or `joint`.
-
-    Returns:
-        `action`, `action_delta`, `state` and, if there, `value`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an entry or key is missing, or not a list of finite numbers.
-
-    Source: WAV 6.2 of the specification.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a WAV statistics file at {path}, found none")
-    document = _read_json(path)
-    statistics = {}
-    for name, pattern in WAV_FEATURES.items():
-        entry = pattern.format(domain=domain, space=space)
-        if entry not in document:
-            if name == "value":
-                continue
-            raise ValueError(f"{path}: expected the entry {entry!r}, got {sorted(document)}; check domain and space")
-        columns = document[entry]
-        missing = [key for key in ("mean", "std", "q01", "q99") if not isinstance(columns.get(key), list)]
-        if missing:
-            raise ValueError(f"{path}: expected lists mean, std, q01 and q99 in {entry!r}, {missing} are not there")
-        mean, std, q01, q99 = (tuple(float(x) for x in columns[key]) for key in ("mean", "std", "q01", "q99"))
-        statistics[name] = Statistics(
-            mean=mean, std=std, q01=q01, q99=q99, min=q01, max=q99, count=0, num_kept=0, method=READ_METHOD
-        )
     return statistics
 
 
@@ -373,7 +349,12 @@ def _robot_widths(robot: RobotSpec | None) -> dict[str, int]:
     return {} if robot is None else {"action": len(robot.action), "state": len(robot.state)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is something else; the message names it.
+    """
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
@@ -386,6 +367,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document
+
+
+def _is_finite(item: object) -> bool:
+    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
 
 
 def _numbers(column: np.ndarray) -> tuple[float, ...]:

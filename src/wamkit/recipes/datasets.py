@@ -12,11 +12,12 @@ import torch
 
 from wamkit.data.choices import choose_episodes, parse_episodes, ranges_of, require_tasks
 from wamkit.data.exclusions import EXCLUDE_PATH, without_excluded
+from wamkit.data.given_statistics import read_given_statistics
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.mixture import Mixture
 from wamkit.data.source import EpisodeSource
 from wamkit.data.stats import Statistics, compute_statistics, current_statistics
-from wamkit.data.subset import Subset
+from wamkit.data.subset import Subset, digest
 from wamkit.draws import seeded
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import DataConfig, Run
@@ -166,7 +167,16 @@ def run_statistics(settings: DataConfig, data: TrainingData) -> tuple[dict[str, 
     else:
         with ProgressBar("statistics", unit="episodes") as bar:
             statistics = compute_statistics(data.chosen, progress=bar.show)
-    return statistics, {}
+    if settings.statistics == Path():
+        return statistics, {}
+    widths = {name: feature.width for name, feature in statistics.items()}
+    given = read_given_statistics(settings.statistics, widths=widths, entry=settings.statistics_entry)
+    logger.info(
+        "normalizing with %s of %s; %s computed from the data",
+        *(", ".join(given), settings.statistics, ", ".join(set(statistics) - set(given)) or "nothing is"),
+    )
+    chosen = {name: feature.to_dict() for name, feature in given.items()}
+    return statistics | given, {"statistics": {"name": settings.statistics.name, "sha256": digest([chosen])}}
 
 
 def _chosen(

@@ -1,0 +1,63 @@
+"""Statistics from a file of any form that wamkit knows, checked against the data that they are to normalize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from wamkit.data.norm_stats import is_norm_stats, parse_norm_stats
+from wamkit.data.stats import Statistics, parse_statistics, read_json_object
+from wamkit.data.wav_statistics import parse_wav_statistics, wav_entries
+
+
+def read_given_statistics(path: Path | str, *, widths: Mapping[str, int], entry: str = "") -> dict[str, Statistics]:
+    """Read a file; its form is told by what is in it.
+
+    Args:
+        path: wamkit's own statistics, openpi's `norm_stats.json` or a file of the published WAV code.
+        widths: channels of `action`, `state` and, if there are values, `value` in the data.
+        entry: which statistics of a WAV file, as `libero_eef`; needed when it holds several.
+
+    Returns:
+        At least `action` and `state`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another form, numbers that are not finite, or another width than the data's; the message names the
+            file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of statistics at {path}, found none; correct data.statistics")
+    document = read_json_object(path)
+    entries = wav_entries(document)
+    if entry and not entries:
+        raise ValueError(f"{path}: {entry!r} chooses among the statistics of a WAV file, this is another; leave it out")
+    if is_norm_stats(document):
+        statistics = parse_norm_stats(document, path, widths=widths)
+    elif entries:
+        if len(entries) > 1 and not entry:
+            raise ValueError(f"{path} holds several: choose one of {sorted(entries)} as data.statistics_entry")
+        chosen = entry or next(iter(entries))
+        if chosen not in entries:
+            raise ValueError(f"{path}: expected one of {sorted(entries)} as data.statistics_entry, got {entry!r}")
+        domain, space = entries[chosen]
+        statistics = parse_wav_statistics(document, path, domain=domain, space=space)
+    elif "features" in document:
+        statistics = parse_statistics(document, path)
+    else:
+        raise ValueError(
+            f"{path}: expected statistics of wamkit (format, features), of openpi (norm_stats) or of WAV (X_eef, "
+            f"X_state_eef, …), got the keys {sorted(document)[:8]}; name another file"
+        )
+    missing = sorted({"action", "state"} - set(statistics))
+    if missing:
+        raise ValueError(f"{path}: expected statistics of action and state, {missing} are missing; name another file")
+    for name in ("action", "action_delta", "state", "value"):
+        wanted = widths.get("action" if name == "action_delta" else name)
+        if name in statistics and wanted is not None and statistics[name].width != wanted:
+            raise ValueError(
+                f"{path}: expected {wanted} channels of {name}, as in the data, got {statistics[name].width}; use the "
+                "statistics of the same robot"
+            )
+    return statistics
