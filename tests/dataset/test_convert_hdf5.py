@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from wamkit.cli.main import main
 from wamkit.data.convert_hdf5 import convert_hdf5
 from wamkit.data.hdf5 import Hdf5Settings, is_hdf5, kept_rows, read_demonstration
 from wamkit.data.inspect import inspect
@@ -199,6 +200,23 @@ def test_a_folder_of_files_in_the_order_of_names_and_numbers(tmp_path):
     assert not is_hdf5(tmp_path / "out")
 
 
+def test_the_command(tmp_path, capsys):
+    source, out = tmp_path / "image.hdf5", tmp_path / "out"
+    write_robomimic(source)
+    assert main(["data", "convert", str(source), "--output", str(out)]) == 2
+    assert "give one with --task" in capsys.readouterr().err
+    arguments = ["data", "convert", str(source), "--task", "lift", "--idle", "drop", "--pictures", "turn"]
+    assert main([*arguments, "--output", str(out)]) == 0
+    assert "holds 1 episodes and 8 rows of robomimic HDF5" in capsys.readouterr().out
+    assert LeRobotDataset(out).wamkit["notes"]["conversion"]["turned_episodes"] == 1
+    assert main([*arguments, "--output", str(tmp_path / "new"), "--robot", "libero"]) == 2
+    assert "--robot: without effect on" in capsys.readouterr().err
+    write_libero(source, change=lambda data: put(data, "demo_0/actions", still([2], motions(9, 0))))
+    assert main(["data", "convert", str(source), "--output", str(tmp_path / "new"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["source"], printed["dropped_rows"], printed["frames"]) == ("LIBERO HDF5", 1, 16)
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +258,8 @@ def put(data, name, values) -> None:
         (lambda d: put(d, "demo_0/actions", still(slice(None), -np.ones((9, 7)))), "that move the robot, got none"),
         (
             lambda d: [
-                put(d, f"demo_1/obs/{key}_rgb", np.zeros((8, 64, 64, 3), np.uint8)) for key in ("agentview", "eye_in_hand")
+                put(d, f"demo_1/obs/{key}_rgb", np.zeros((8, 64, 64, 3), np.uint8))
+                for key in ("agentview", "eye_in_hand")
             ],
             "demo_1: expected pictures of 32x32 as in the first demonstration, got 64x64",
         ),

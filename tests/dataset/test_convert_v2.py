@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wamkit.cli.main import main
 from wamkit.data.convert_v2 import convert_v2
 from wamkit.data.episode_stats import image_stats
 from wamkit.data.inspect import inspect
@@ -203,6 +204,30 @@ def test_a_video_off_the_clock_with_frames_of_nobody_is_refused(older, tmp_path)
     with pytest.raises(VideoError, match=message):
         convert_v2(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command(older, tmp_path, capsys):
+    source, root = older()
+    robot = tmp_path / "robot.json"
+    robot.write_text(json.dumps(synthetic_robot(height=64, width=64).to_dict()))
+    out = tmp_path / "out"
+    assert main(["data", "convert", str(root), "--output", str(out), "--robot", str(robot), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["output"], printed["episodes"], printed["copied_videos"]) == (str(out), 3, 6)
+    require_same_content(LeRobotDataset(out), source)
+    assert LeRobotDataset(out).robot.name == "square/synthetic"
+    assert main(["data", "convert", str(root), "--output", str(tmp_path / "again")]) == 0
+    assert "6 videos were copied as they are, 0 encoded anew" in capsys.readouterr().out
+    for arguments, message in (
+        ([str(root), "--output", str(out)], "expected nothing at"),
+        ([str(out), "--output", str(tmp_path / "new")], "is a dataset in LeRobot v3.0 already"),
+        ([str(root), "--output", str(tmp_path / "new"), "--idle", "drop"], "--idle: without effect"),
+        ([str(tmp_path / "nowhere"), "--output", str(tmp_path / "new")], "expected a dataset folder at"),
+    ):
+        assert main(["data", "convert", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.err and not shown.out
+    assert not (tmp_path / "new").exists()
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

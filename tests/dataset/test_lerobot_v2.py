@@ -10,6 +10,7 @@ import pytest
 
 from wamkit.data.actions import ActionTransform
 from wamkit.data.added_columns import write_column
+from wamkit.data.convert_v2 import convert_v2
 from wamkit.data.inspect import inspect
 from wamkit.data.lerobot import DatasetError, LeRobotDataset, VideoError
 from wamkit.data.loader import WindowLoader
@@ -61,6 +62,27 @@ def test_images_embedded_in_v2_0_without_any_video(datasets):
     require_same_content(dataset, source)
     assert dataset.video_path(0, "front") is None and not (root / "videos").exists()
     assert inspect(root).is_sound
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"bytes": None, "path": "frame_000002.png"}, "expected the bytes of an image, got 'frame_000002.png'; embed"),
+        ({"bytes": b"no picture", "path": None}, "expected a readable image, got damage"),
+        (None, "expected the bytes of an image, got 'nothing'"),
+    ],
+)
+def test_embedded_images_that_are_none(datasets, cell, message):
+    _, root = datasets("v2.0", embedded=("front", "wrist"))
+    table = pq.read_table(root / DATA.format(0, 1))
+    place = table.schema.get_field_index(FRONT)
+    cells = table[FRONT].to_pylist()
+    cells[2] = cell
+    pq.write_table(
+        table.set_column(place, FRONT, pa.array(cells, table.schema.field(FRONT).type)), root / DATA.format(0, 1)
+    )
+    with pytest.raises(DatasetError, match=rf"episode_000001\.parquet: episode 1, frame 2, {FRONT}: {message}"):
+        LeRobotDataset(root).frames(1, "front", [0, 2])
 
 
 def test_paths_follow_the_templates(datasets):
@@ -117,24 +139,72 @@ def test_a_folder_that_has_only_what_wav_asks_for(datasets, tmp_path):
         LeRobotDataset(tmp_path)
 
 
+@pytest.fixture
+def with_names_of_others(datasets):
+    """A folder with the names that WAV's LIBERO data have, a value column, and one axis more around the actions."""
+    source, root = datasets("v2.0", embedded=("front", "wrist"))
+    theirs = {"action": "actions", "observation.state": "state"}
+    theirs |= {"observation.images.front": "image", "observation.images.wrist": "wrist_image"}
+    for record in source.episodes:
+        path = root / DATA.format(record.index // 2, record.index)
+        table = pq.read_table(path)
+        table = table.rename_columns([theirs.get(name, name) for name in table.column_names])
+        nested = pa.array([[row] for row in table["actions"].to_pylist()], pa.list_(pa.list_(pa.float32())))
+        table = table.set_column(table.schema.get_field_index("actions"), "actions", nested)
+        values = pa.array([[record.index, row, 0.5] for row in range(record.length)], pa.list_(pa.float32()))
+        pq.write_table(table.append_column("state_value", values), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    features = {theirs.get(key, key): feature for key, feature in info["features"].items()}
+    features["actions"]["shape"] = [1, 3]
+    features["state_value"] = {"dtype": "float32", "shape": [3], "names": ["value"]}
+    robot = synthetic_robot(height=64, width=64, cameras=("image", "wrist_image"))
+    edit_info(root, features=features, wamkit={"robot": robot.to_dict()})
+    return source, root
+
+
+def test_columns_that_others_name_otherwise(with_names_of_others, tmp_path):
+    source, root = with_names_of_others
+    convert_v2(root, tmp_path / "out")
+    for folder in (root, tmp_path / "out"):
+        dataset = LeRobotDataset(folder)
+        assert dataset.cameras == ("image", "wrist_image") and dataset.stored_name("action") == "actions"
+        columns = dataset.columns(1)
+        for key in ("action", "observation.state"):
+            np.testing.assert_array_equal(columns[key], source.columns(1)[key])
+        np.testing.assert_array_equal(columns["value"][:, 1], np.arange(13))
+        np.testing.assert_array_equal(dataset.frames(1, "wrist_image", [4]), source.frames(1, "wrist", [4]))
+        assert not {"actions", "state", "state_value"} & columns.keys()
+        assert inspect(folder).is_sound and not [f for f in inspect(folder).findings if f.kind == "stale_statistics"]
+        statistics = compute_statistics(dataset)
+        assert {name: len(one.mean) for name, one in statistics.items()} == {
+            "action": 3, "action_delta": 3, "state": 3, "value": 3
+        }  # fmt: skip
+        assert windows(dataset, dataset.robot).actions.shape == (4, 4, 3)
+        with pytest.raises(DatasetError, match="'value' is a recorded feature"):
+            write_column(folder, "value", lambda episode: np.zeros(1), channels=("v",), settings={})
+    write_column(root, "extra", lambda e: np.zeros(source.episodes[e].length), channels=("e",), settings={})
+    assert "actions" in json.loads((root / "meta/info.json").read_text())["features"]
+    assert LeRobotDataset(root).columns(0)["extra"].shape == (12,)
+
+
+def windows(dataset, robot):
+    statistics = compute_statistics(dataset)
+    return WindowLoader(
+        dataset,
+        WindowConfig(context=2, chunk=2, action_horizon=4, sample_n_frames=8),
+        action=ActionTransform.from_statistics("absolute", "meanstd", statistics, robot),
+        state=Normalizer.from_statistics("meanstd", statistics["state"]),
+        batch_size=4,
+        seed=5,
+        robot=robot,
+    ).batch(3)
+
+
 def test_windows_for_training_equal_those_of_v3(datasets):
     source, root = datasets()
     robot = synthetic_robot(height=64, width=64)
     edit_info(root, wamkit={"robot": robot.to_dict()})
-    batches = []
-    for dataset in (source, LeRobotDataset(root)):
-        statistics = compute_statistics(dataset)
-        loader = WindowLoader(
-            dataset,
-            WindowConfig(context=2, chunk=2, action_horizon=4, sample_n_frames=8),
-            action=ActionTransform.from_statistics("absolute", "meanstd", statistics, robot),
-            state=Normalizer.from_statistics("meanstd", statistics["state"]),
-            batch_size=4,
-            seed=5,
-            robot=robot,
-        )
-        batches.append(loader.batch(3))
-    ours, theirs = batches
+    ours, theirs = windows(source, robot), windows(LeRobotDataset(root), robot)
     assert ours.task == theirs.task and ours.context.shape == (4, 2, 2, 64, 64, 3)
     for name in ("context", "future", "state", "actions", "future_state", "is_padded", "episode_index"):
         assert (getattr(ours, name) == getattr(theirs, name)).all()

@@ -53,7 +53,7 @@ def write_column(
                 f"{root}: {name!r} is a recorded feature, expected the name of an added column; choose another"
             )
         columns = [column for column in own.get("columns", []) if column != name]
-        bare = {key: value for key, value in dataset.features.items() if key != name}
+        bare = {key: value for key, value in dataset.info["features"].items() if key != name}
         kept = {key: value for key, value in own.items() if key != name} | {"columns": columns}
         if name in dataset.features:
             write_json_atomically(root / words.INFO, dataset.info | {"features": bare, words.WAMKIT: kept})

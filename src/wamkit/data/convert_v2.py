@@ -168,7 +168,9 @@ class _Conversion:
         for name, numbers in made.items():
             columns.setdefault(name, pa.array(numbers))
         declared = [key for key, feature in self._features.items() if not words.is_video(feature)]
-        values = made | self._dataset.columns(record.index)  # refuses what does not have the features' shape
+        # Reading them refuses what does not have the features' shape.
+        read = self._dataset.columns(record.index)
+        values = made | {self._dataset.stored_name(key): column for key, column in read.items()}
         order = [*declared, *(name for name in columns if name not in declared)]
         arrays = [_as_v3(columns[name], self._features.get(name)) for name in order]
         target = self._folder / words.DATA_PATH.format(**_position(record.index))

@@ -31,6 +31,9 @@ STATE = "observation.state"
 IMAGES = "observation.images."
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
 
+OTHER_NAMES = {"actions": ACTION, "state": STATE, "state_value": "value"}
+"""What WAV's public data and openpi's name the columns that training reads; a reader knows them by ours."""
+
 WAMKIT = "wamkit"
 """Our key in `info.json`: the robot spec, video settings, notes of recorders, settings of added columns."""
 METADATA_COLUMN = "wamkit/metadata"
@@ -47,6 +50,13 @@ def camera_key(camera: str) -> str:
 def camera_name(key: str) -> str:
     """Camera name of a feature; a key outside `observation.images.` is its own name."""
     return key.removeprefix(IMAGES)
+
+
+def stored_names(features: Mapping[str, Any]) -> dict[str, str]:
+    """Our name of each feature -> its name in the files; they differ for `OTHER_NAMES` where ours is not taken."""
+    return {
+        OTHER_NAMES[key] if key in OTHER_NAMES and OTHER_NAMES[key] not in features else key: key for key in features
+    }
 
 
 def scalar_feature(dtype: str) -> dict[str, Any]:

@@ -214,7 +214,7 @@ class _Inspection:
         dataset, where = self._dataset, f"{self._name(path)} ({_listed(episodes)})"
         try:
             with pq.ParquetFile(path) as file:
-                found, rows = file.schema_arrow.names, file.metadata.num_rows
+                names, rows = file.schema_arrow.names, file.metadata.num_rows
         except FileNotFoundError:
             self._add("missing_file", where, "expected a data file, found none", f"copy it again, or {_RECORD_AGAIN}")
             return None
@@ -227,9 +227,10 @@ class _Inspection:
             what = f"expected {expected} rows by the episode table, got {rows}"
             self._add("length", where, what, f"copy it again, or {_RECORD_AGAIN}")
         declared = [key for key, feature in dataset.features.items() if not words.is_video(feature)]
+        found = [key for key in declared if dataset.stored_name(key) in names]
         missing = [key for key in declared if key not in found]
         for key in missing:
-            self._add("missing_column", where, f"expected the column {key!r}, got {found}", _remedy_for_column(key))
+            self._add("missing_column", where, f"expected the column {key!r}, got {names}", _remedy_for_column(key))
         return [key for key in declared if key in found and not words.is_camera(dataset.features[key])]
 
     def _check_rows(self, episode: int, names: list[str]) -> None:
@@ -367,7 +368,8 @@ class _Inspection:
                 "stale_statistics", where, f"episode {episode}: {what}", remedy, severity="warning", episode=episode
             )
         if theirs.is_file():
-            count = _read_json(theirs).get(words.ACTION, {}).get("count")
+            action = dataset.stored_name(words.ACTION) if words.ACTION in dataset.features else words.ACTION
+            count = _read_json(theirs).get(action, {}).get("count")
             is_counted = count is not None or dataset.info["codebase_version"] == words.VERSION  # v2.0 does not say
             if is_counted and count != [dataset.num_frames]:
                 what = f"expected a count of [{dataset.num_frames}] for {words.ACTION!r}, got {count}"

@@ -49,7 +49,10 @@ class LeRobotDataset:
     def __init__(self, root: Path | str, *, check: bool = True) -> None:
         self.root = Path(root)
         self.info: dict[str, Any] = read_info(self.root)
-        self.features: dict[str, dict[str, Any]] = self.info["features"]
+        self._stored = words.stored_names(self.info["features"])
+        self.features: dict[str, dict[str, Any]] = {
+            key: self.info["features"][stored] for key, stored in self._stored.items()
+        }
         self._layout: Layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
         self._camera_keys = {
             words.camera_name(key): key for key, feature in self.features.items() if words.is_camera(feature)
@@ -118,6 +121,16 @@ class LeRobotDataset:
             raise ValueError(f"dataset {self.root} has the cameras {list(self.cameras)}, not {camera!r}")
         return self._camera_keys[camera]
 
+    def stored_name(self, feature: str) -> str:
+        """The name that a feature has in the files: `actions` of others is our `action`.
+
+        Raises:
+            DatasetError: the dataset has no such feature.
+        """
+        if feature not in self._stored:
+            raise DatasetError(f"dataset {self.root} has the features {list(self.features)}, not {feature!r}")
+        return self._stored[feature]
+
     def columns(self, episode: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """An episode's rows, as stored.
 
@@ -127,7 +140,8 @@ class LeRobotDataset:
 
         Returns:
             Feature key -> `[T, *shape]`; `[T]` for shape (1,), except `action` and `observation.state`, which are
-            always `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored.
+            always `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored, and
+            those of `features.OTHER_NAMES` have our names.
 
         Raises:
             DatasetError: a name is unknown, or the rows disagree with the metadata.
@@ -140,7 +154,8 @@ class LeRobotDataset:
         record, place = self._record(episode), self.place(episode)
         # A file of one episode says by its name whose rows it holds.
         is_numbered = "episode_index" in known or not self._layout.is_one_per_file
-        table = self._rows(episode, [*wanted, "episode_index"] if is_numbered else wanted)
+        stored = [self._stored[name] for name in wanted]
+        table = self._rows(episode, [*stored, "episode_index"] if is_numbered else stored)
         owners = set(table["episode_index"].to_pylist()) if is_numbered else {episode}
         if owners != {episode}:
             raise DatasetError(
@@ -148,7 +163,7 @@ class LeRobotDataset:
                 f"episode {episode}, got episodes {sorted(owners)}; the episode table does not fit the data: copy the "
                 "dataset again"
             )
-        return {name: self._array(table[name], name, place.data) for name in wanted}
+        return {name: self._array(table[self._stored[name]], name, place.data) for name in wanted}
 
     def frames(self, episode: int, camera: str, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
         """Decode exactly the frames asked for.
@@ -193,7 +208,9 @@ class LeRobotDataset:
         Raises:
             DatasetError: the episode table cannot be read.
         """
-        return [from_columns(row) for row in self._layout.statistics_rows()]
+        ours = {stored: key for key, stored in self._stored.items()}
+        rows = (from_columns(row) for row in self._layout.statistics_rows())
+        return [{ours.get(key, key): stats for key, stats in row.items()} for row in rows]
 
     def fingerprint(self) -> str:
         """A hash of what is in the dataset when it is first asked for.
@@ -224,7 +241,8 @@ class LeRobotDataset:
     def _file_facts(self) -> tuple[list[Any], dict[str, list[Any]]]:
         """Of the data files, and of the videos of each feature, in the order of the episodes."""
         added = self.wamkit.get("columns", [])
-        recorded = [key for key, feature in self.features.items() if not words.is_video(feature) and key not in added]
+        features = self.info["features"]
+        recorded = [key for key, feature in features.items() if not words.is_video(feature) and key not in added]
         places = [self.place(record.index) for record in self.episodes]
         data = list(dict.fromkeys(place.data for place in places))
         keys = [key for key, feature in self.features.items() if words.is_video(feature)]
@@ -283,8 +301,9 @@ class LeRobotDataset:
                 f"got {len(values)} numbers in {len(column)} rows; correct the feature's shape or record again"
             )
         array = values.to_numpy(zero_copy_only=False)
-        is_vector = shape != (1,) or name in (words.ACTION, words.STATE)
-        return array.reshape(len(column), *shape) if is_vector else array
+        if name in (words.ACTION, words.STATE):
+            return array.reshape(len(column), -1)
+        return array if shape == (1,) else array.reshape(len(column), *shape)
 
     def _embedded_images(self, episode: int, key: str, indices: list[int]) -> np.ndarray:
         cells = self._rows(episode, [key])[key]
@@ -292,8 +311,17 @@ class LeRobotDataset:
         for index in indices:
             cell = cells[index].as_py() or {}
             if not cell.get("bytes"):
-                raise DatasetError(f"episode {episode}, frame {index}, {key}: expected image bytes, got {list(cell)}")
-            images.append(np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")))
+                raise DatasetError(
+                    f"{self.data_path(episode)}: episode {episode}, frame {index}, {key}: expected the bytes of an "
+                    f"image, got {cell.get('path') or 'nothing'!r}; embed the images into the data files"
+                )
+            try:
+                images.append(np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")))
+            except OSError as error:
+                raise DatasetError(
+                    f"{self.data_path(episode)}: episode {episode}, frame {index}, {key}: expected a readable image, "
+                    f"got damage ({error}); copy the file again"
+                ) from error
         return np.stack(images)
 
     def _check(self) -> None:
