@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wamkit.evaluation.comparison import compare_records
 from wamkit.evaluation.results import RESULTS_FILE, EpisodeRecord
-from wamkit.evaluation.statistics import compare_paired, wilson_interval
+from wamkit.evaluation.statistics import wilson_interval
 from wamkit.planning.config import PlannerConfig
 
 BASE = PlannerConfig(
@@ -140,8 +141,7 @@ def summarize(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _paired(row: dict[Any, EpisodeRecord], other: dict[Any, EpisodeRecord]) -> dict[str, Any]:
-    keys = sorted(row.keys() & other.keys())
-    paired = compare_paired([row[key].success for key in keys], [other[key].success for key in keys])
+    paired = compare_records(row.values(), other.values())
     return {
         "pairs": paired.num_pairs,
         "only_this": paired.only_first,

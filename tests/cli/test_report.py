@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from wamkit.evaluation.results import (
     EpisodeLog,
@@ -31,36 +36,61 @@ def report(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def finish(folder: Path) -> None:
-    """A finished evaluation without recordings."""
+def finish(
+    folder: Path,
+    solved: str = "+",
+    *,
+    asked: int | None = None,
+    protocol: str = "metaworld/v1",
+    max_steps: int = 500,
+    fingerprint: str = "f",
+) -> None:
+    """An evaluation without recordings; `solved` tells its episodes: + solved, - not, ! lost to a simulator error.
+
+    With `asked` it is one that was killed when it had finished them.
+    """
     folder.mkdir()
-    record = EpisodeRecord(
-        task="push-v3",
-        layout=0,
-        layout_seed=1042,
-        seed=0,
-        success=True,
-        steps=20,
-        reward_sum=1.0,
-        wall_seconds=1.0,
-        session=0,
-        elapsed_seconds=1.0,
-        latency_seconds=(0.1,),
-        batch_sizes=(1,),
-    )
-    EpisodeLog(folder).append(record)
-    score = score_episodes([record])
+    records = [
+        EpisodeRecord(
+            task="push-v3",
+            layout=layout,
+            layout_seed=1042,
+            seed=layout,
+            success=end == "+",
+            steps=20,
+            reward_sum=1.0,
+            wall_seconds=1.0,
+            session=0,
+            elapsed_seconds=1.0,
+            latency_seconds=(0.1,),
+            batch_sizes=(1,),
+            error="worker 0 died" if end == "!" else None,
+        )
+        for layout, end in enumerate(solved)
+    ]
+    for record in records:
+        EpisodeLog(folder).append(record)
+    settings = {"rendering": "mujoco-low-cost", "max_steps": max_steps}
+    about = {"protocol": protocol, "protocol_settings": settings, "execution_horizon": 8, "robot": "sawyer/metaworld"}
+    policy = PolicyIdentity(name="p", fingerprint=fingerprint)
+    versions = {"mujoco": "3.3.0"}
+    if asked is not None:
+        run = {**about, "policy": dataclasses.asdict(policy), "versions": versions, "gl_backend": "egl", "machine": {}}
+        run |= {"asked": [["push-v3", layout, 1042, layout] for layout in range(asked)], "batching": "exact"}
+        (folder / "run.json").write_text(json.dumps(run | {"fingerprint": fingerprint}))
+        return
+    score = score_episodes(records)
     Results(
-        protocol="metaworld/v1",
-        protocol_settings={"rendering": "mujoco-low-cost"},
+        protocol=protocol,
+        protocol_settings=settings,
         execution_horizon=8,
-        policy=PolicyIdentity(name="p", fingerprint="f"),
+        policy=policy,
         robot="sawyer/metaworld",
         tasks={"push-v3": score},
         overall=score,
-        latency=measure_latency([record]),
+        latency=measure_latency(records),
         wall_seconds=1.0,
-        versions={"mujoco": "3.3.0"},
+        versions=versions,
         gl_backend="egl",
         machine={},
     ).save(folder)
@@ -70,9 +100,74 @@ def test_a_page_is_written_without_loading_torch(tmp_path: Path) -> None:
     finish(tmp_path / "plain")
     done = report(tmp_path / "plain", "--output", tmp_path / "page.html", "--title", "Pushing")
     assert done.returncode == 0, done.stderr
-    wrote, has_torch = done.stdout.splitlines()
+    title, row, wrote, has_torch = done.stdout.splitlines()
+    assert title == "metaworld/v1" and "1/1 100%" in row
     assert wrote.startswith(f"wrote {tmp_path / 'page.html'}") and has_torch == "False"
     assert "<h1>Pushing</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_two_policies_are_paired_episode_by_episode(tmp_path: Path) -> None:
+    finish(tmp_path / "a", "++++----!+")
+    finish(tmp_path / "b", "-+++++++++!", fingerprint="g")
+    page = tmp_path / "page.html"
+    done = report(tmp_path / "a", tmp_path / "b", "--output", page)
+    # Of the nine episodes that both finished, b alone solved four and a alone one: 2 (C(5,0) + C(5,1)) / 2^5.
+    assert "against the first row: 4 won, 1 lost, 4 alike of 9, p = 0.38" in done.stdout
+    assert "5/9 56%" in done.stdout and "1 lost to simulator errors" in done.stdout
+    assert "note: The rows come from different policies. a: f; b: g" in done.stdout
+    assert "+4 −1" in page.read_text() and "different policies" in page.read_text()
+    told = report(tmp_path / "a", tmp_path / "b", "--output", page, "--json").stdout
+    told = json.loads(told[: told.rindex("}") + 1])
+    assert told["comparable"] and told["page"] == str(page)
+    (group,) = told["protocols"]
+    (pair,) = group["paired"]
+    assert (pair["both"], pair["only_first"], pair["only_second"], pair["neither"]) == (4, 1, 4, 0)
+    assert pair["pairs"] == 9 and pair["p_value"] == 12 / 32
+    assert [row["overall"]["errors"] for row in group["evaluations"]] == [1, 1]
+    assert all(row["is_complete"] for row in group["evaluations"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"protocol": "metaworld/v1 (max_steps=300)", "max_steps": 300}, {"max_steps": 300}],
+    ids=["title", "rules"],
+)
+def test_different_protocols_are_never_paired(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Neither those whose titles tell them apart, nor those of one name that fix different things."""
+    finish(tmp_path / "a", "++")
+    finish(tmp_path / "b", "--", **other)
+    page = tmp_path / "page.html"
+    done = report(tmp_path / "a", tmp_path / "b", "--output", page)
+    assert "2 different protocols: do not compare" in done.stdout and "against the first row" not in done.stdout
+    assert "max_steps=300" in done.stdout and "max_steps=300" in page.read_text()
+    assert page.read_text().count("<table") == 2 and "do not compare across tables" in page.read_text()
+    told = report(tmp_path / "a", tmp_path / "b", "--output", page, "--json").stdout
+    told = json.loads(told[: told.rindex("}") + 1])
+    assert not told["comparable"] and [group["paired"] for group in told["protocols"]] == [[], []]
+
+
+def test_an_incomplete_evaluation_says_so_on_its_page(tmp_path: Path) -> None:
+    finish(tmp_path / "killed", "+-", asked=5)
+    log = tmp_path / "killed" / "episodes.jsonl"
+    log.write_text(log.read_text() + '{"task": "push-v3", "lay')
+    before = log.read_text()
+    page = tmp_path / "page.html"
+    done = report(tmp_path / "killed", "--output", page)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, page.read_text()):
+        assert "the evaluation is incomplete: 3 of 5 episodes missing" in text
+        assert "the last line of episodes.jsonl is half-written, so its episode is lost" in text
+    assert "1/2 50%" in done.stdout and log.read_text() == before, "a report changes nothing"
+
+
+def test_a_finished_evaluation_that_lost_lines_says_so(tmp_path: Path) -> None:
+    finish(tmp_path / "torn", "+-+")
+    log = tmp_path / "torn" / "episodes.jsonl"
+    log.write_text(log.read_text()[:-30])
+    done = report(tmp_path / "torn", "--output", tmp_path / "page.html")
+    assert "2/3" in done.stdout
+    for text in (done.stdout, (tmp_path / "page.html").read_text()):
+        assert "half-written" in text and "lacks 1 of the 3 episodes that results.json counts" in text
 
 
 def test_an_unfinished_evaluation_is_one_message(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_kill_at_any_stage_loses_nothing_that_was_finished(
     text = (tmp_path / "episodes.jsonl").read_bytes() if (tmp_path / "episodes.jsonl").exists() else b""
     assert text.count(b"\n") in finished
     results = walker.walk(tmp_path)
-    assert ("dropped a half-written last line" in caplog.text) == (stage == "line")
+    assert ("left out a half-written last line" in caplog.text) == (stage == "line")
     assert (tmp_path / "episodes.jsonl").read_bytes().startswith(text[: text.rfind(b"\n") + 1])
     assert walker.courses(tmp_path) == walker.courses(walked)
     assert results.tasks == Results.load(walked).tasks

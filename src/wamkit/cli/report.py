@@ -6,6 +6,7 @@ along recorded episodes, and training.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ class Options:
     """Options of `wamkit report`."""
 
     evaluations: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")] = ()
-    """Folders of finished evaluations; the first is what the others are paired with."""
+    """Folders of evaluations; the first of each protocol is what the others are paired with."""
     openloop: tuple[Path, ...] = ()
     """Folders of `wamkit openloop`."""
     output: Path = Path("report.html")
@@ -31,11 +32,15 @@ class Options:
     """Rollout films per evaluation."""
     details: int = 2
     """Episodes per evaluation or validation shown in detail: imagined frames, values, scores, plots."""
+    json: bool = False
+    """Print scores and paired tests as JSON instead of tables; the page is written all the same."""
 
 
 def run(options: Options) -> int:
     """Write the page."""
+    from wamkit.evaluation.comparison import summary, text_tables
     from wamkit.evaluation.report import write_report
+    from wamkit.evaluation.report_source import Evaluation
 
     page = write_report(
         options.evaluations,
@@ -46,5 +51,11 @@ def run(options: Options) -> int:
         max_films=options.films,
         max_episodes=options.details,
     )
+    evaluations = [Evaluation(folder) for folder in options.evaluations]
+    if options.json:
+        print(json.dumps({"page": str(page), **summary(evaluations)}, indent=2))
+        return 0
+    if evaluations:
+        print(text_tables(evaluations))
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
     return 0

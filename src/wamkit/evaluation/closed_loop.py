@@ -120,6 +120,12 @@ def evaluate(
     run = _describe_run(protocol, horizon, identity, batching)
     if resume:
         _require_same_run(out, run)
+    about = {
+        "protocol_settings": dataclasses.asdict(protocol),
+        "policy": dataclasses.asdict(identity),
+        "robot": policy.spec.robot.name,
+        "asked": [_key(request) for request in requests],
+    }
     log, lock = EpisodeLog(out), FolderLock(out, doing="evaluating into")
     try:
         if out.is_dir():
@@ -155,7 +161,9 @@ def evaluate(
                 if not resume:
                     _remove_evaluation(out)
                 lock.take()
-                _claim_folder(out, run, _machine(len(pool)))
+                machine = _machine(len(pool))
+                _warn_about_rounding(out, machine)
+                _claim_folder(out, {**run, **about}, machine)
                 for outcome in outcomes:
                     folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                     record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
@@ -169,6 +177,8 @@ def evaluate(
                     if (outcome.success, outcome.steps) == (record.success, record.steps):
                         folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                         log.append(dataclasses.replace(record, folder=folder))
+        else:
+            _claim_folder(out, {**run, **about}, {})
         asked = _of(requests, records)
         names = dict.fromkeys(record.task for record in asked)
         results = Results(
@@ -275,10 +285,16 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
 
 
 def _claim_folder(out: Path, run: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Write down what is evaluated in this folder, if that was not done before."""
+    """Write down what is evaluated in this folder and what was asked for; the machine is the one that began."""
     out.mkdir(parents=True, exist_ok=True)
+    if _holds_results(out):
+        machine = json.loads((out / RUN_FILE).read_text())["machine"]
+    write_json(out / RUN_FILE, {**run, "machine": machine})
+
+
+def _warn_about_rounding(out: Path, machine: dict[str, Any]) -> None:
+    """Say that an evaluation goes on where arithmetic may round differently."""
     if not _holds_results(out):
-        write_json(out / RUN_FILE, {**run, "machine": machine})
         return
     before = json.loads((out / RUN_FILE).read_text())["machine"]
     changed = [

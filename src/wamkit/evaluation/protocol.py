@@ -234,10 +234,11 @@ def get_protocol(name: str, **changes: Any) -> Protocol:
 
 def same_rules(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two results' protocol settings fix the same; fields that an older one lacks have their defaults."""
-    return _rules(one) == _rules(other)
+    return rules_of(one) == rules_of(other)
 
 
-def _rules(settings: Mapping[str, Any]) -> dict[str, Any]:
+def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result's protocol settings fix about a trial, as JSON holds it, with the defaults of what is not told."""
     defaults = {
         item.name: item.default for item in dataclasses.fields(Protocol) if item.default is not dataclasses.MISSING
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from wamkit.evaluation.results import TRACE_FILE, EpisodeLog, EpisodeRecord, Results
+from wamkit.evaluation.results import RESULTS_FILE, TRACE_FILE, EpisodeKey, EpisodeLog, EpisodeRecord, Results, Run
 from wamkit.trace import Trace
 
 PLANNER_SHOWN = ("iterations", "num_videos", "num_values", "score")
@@ -19,14 +19,52 @@ class Evaluation:
     folder: Path
 
     @cached_property
+    def log(self) -> EpisodeLog:
+        """`episodes.jsonl`, read once and left as it is."""
+        return EpisodeLog(self.folder)
+
+    @cached_property
+    def run(self) -> Run | None:
+        """What was asked for, where the folder says."""
+        return Run.load(self.folder)
+
+    @cached_property
     def results(self) -> Results:
-        """`results.json`."""
+        """`results.json`; of an evaluation that has not come to it, what its finished episodes give."""
+        if not (self.folder / RESULTS_FILE).is_file() and self.run is not None and self._all_records:
+            return self.run.results(list(self._all_records.values()))
         return Results.load(self.folder)
+
+    @cached_property
+    def _all_records(self) -> dict[EpisodeKey, EpisodeRecord]:
+        return self.log.read()
 
     @cached_property
     def records(self) -> list[EpisodeRecord]:
         """Finished episodes of the results' tasks."""
-        return [record for record in EpisodeLog(self.folder).read().values() if record.task in self.results.tasks]
+        return [record for record in self._all_records.values() if record.task in self.results.tasks]
+
+    @cached_property
+    def gaps(self) -> list[str]:
+        """What is missing in the folder, a sentence each."""
+        found = []
+        remedy = "the same wamkit evaluate command runs what is missing"
+        if self.run is not None:
+            missing = self.run.num_missing(self._all_records)
+            if missing:
+                found.append(
+                    f"the evaluation is incomplete: {missing} of {self.run.num_asked} episodes missing; {remedy}"
+                )
+        if self.log.has_torn_line:
+            found.append(f"the last line of {self.log.path.name} is half-written, so its episode is lost; {remedy}")
+        score = self.results.overall
+        counted = score.trials + score.errors
+        if self.log.path.is_file() and counted > len(self.records):
+            found.append(
+                f"{self.log.path.name} lacks {counted - len(self.records)} of the {counted} episodes that "
+                f"{RESULTS_FILE} counts, so fewer are paired; {remedy}"
+            )
+        return found
 
     @property
     def label(self) -> str:

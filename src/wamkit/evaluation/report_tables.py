@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from wamkit.evaluation.charts import interval_bar
+from wamkit.evaluation.comparison import compare_records, group, notes
 from wamkit.evaluation.report_page import folded, percent
 from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import Results, TaskScore
-from wamkit.evaluation.statistics import compare_paired
 
 Cell = tuple[str, str]  # heading of its column, HTML
 
 
 def success_tables(evaluations: Sequence[Evaluation]) -> str:
     """One table per protocol; rows of different protocols never share a table."""
-    by_protocol: dict[str, list[Evaluation]] = {}
-    for evaluation in evaluations:
-        by_protocol.setdefault(evaluation.results.protocol, []).append(evaluation)
+    groups = group(evaluations)
     parts = []
-    if len(by_protocol) > 1:
+    if len(groups) > 1:
         parts.append(
-            f'<p class="note" role="note"><strong>{len(by_protocol)} different protocols.</strong> Their numbers stand '
-            "in separate tables because they do not measure the same thing; do not compare across tables.</p>"
+            _note(
+                f"{len(groups)} different protocols. Their numbers stand in separate tables because they do not "
+                "measure the same thing; do not compare across tables."
+            )
         )
-    for protocol, rows in by_protocol.items():
-        parts += _warnings(rows)
-        parts.append(_success_table(protocol, rows))
+    for each in groups:
+        parts += [_note(f"{row.folder.name}: {gap}.") for row in each.rows for gap in row.gaps]
+        parts += [_note(text) for text in notes(each.rows)]
+        parts.append(_success_table(each.protocol, each.rows))
     parts.append(
         '<p class="soft">The bar is the Wilson 95 % interval of the success rate, the dot the rate itself. A policy '
         "call is timed as a robot waits for it: the wall time of the whole batch it was part of. <q>Paired</q> counts "
@@ -39,11 +40,13 @@ def success_tables(evaluations: Sequence[Evaluation]) -> str:
 
 def _success_table(protocol: str, rows: Sequence[Evaluation]) -> str:
     labels = [row.label for row in rows]
+    policies = {row.results.policy.fingerprint for row in rows}
     overall = []
     for row in rows:
         # The folder's name tells apart what the planner does not.
-        notes = [row.settings, row.folder.name if labels.count(row.label) > 1 else ""]
-        cells = [_name(row.label, notes), *_score(row.results.overall), _policy_call(row.results)]
+        told = [row.settings, row.results.policy.name if len(policies) > 1 else ""]
+        told.append(row.folder.name if labels.count(row.label) > 1 else "")
+        cells = [_name(row.label, told), *_score(row.results.overall), _policy_call(row.results)]
         overall.append(cells + _pairing(row, rows, None))
     table = wide_table(overall, caption=protocol)
     tasks = list(dict.fromkeys(task for row in rows for task in row.results.tasks))
@@ -110,41 +113,18 @@ def _pairing(row: Evaluation, rows: Sequence[Evaluation], task: str | None) -> l
 def _paired(row: Evaluation, first: Evaluation, task: str | None) -> str:
     if row is first:
         return "first row"
-    ours, theirs = (
-        {record.key: record.success for record in side.records if record.error is None and task in (None, record.task)}
-        for side in (row, first)
-    )
-    common = sorted(set(ours) & set(theirs))
-    if not common:
+    sides = ([record for record in side.records if task in (None, record.task)] for side in (row, first))
+    pairs = compare_records(*sides)
+    if not pairs.num_pairs:
         return "no episode in common"
-    pairs = compare_paired([ours[key] for key in common], [theirs[key] for key in common])
     context = f'<small class="whole">of {pairs.num_pairs}, p = {pairs.p_value:.2g}</small>'
     return f"+{pairs.only_first} −{pairs.only_second}{context}"
 
 
-def _warnings(rows: Sequence[Evaluation]) -> list[str]:
-    """What makes rows of one protocol less comparable than they look."""
-    checks: dict[str, list[Hashable]] = {
-        "The rows cover different tasks": [tuple(sorted(row.results.tasks)) for row in rows],
-        "The rows have different numbers of trials": [row.results.overall.trials for row in rows],
-        "The rows re-plan at different intervals (control steps)": [row.results.execution_horizon for row in rows],
-        "The rows come from different policies": [row.results.policy.fingerprint for row in rows],
-        "The rows come from different simulator versions": [_simulator_versions(row.results) for row in rows],
-        "The rows were rendered by different GL backends": [row.results.gl_backend for row in rows],
-    }
-    notes = []
-    for text, values in checks.items():
-        if len(set(values)) > 1:
-            listed = "; ".join(
-                f"{escape(row.folder.name)}: {escape(_listed(value))}" for row, value in zip(rows, values, strict=True)
-            )
-            notes.append(f'<p class="note" role="note"><strong>{text}.</strong> {listed}</p>')
-    return notes
-
-
-def _simulator_versions(results: Results) -> str:
-    names = ("metaworld", "mujoco", "robosuite", "hf-libero")
-    return ", ".join(f"{name} {results.versions[name]}" for name in names if name in results.versions)
+def _note(text: str) -> str:
+    """A sentence to be read first, then details; plain text."""
+    first, _, rest = text.partition(". ")
+    return f'<p class="note" role="note"><strong>{escape(first)}{"." if rest else ""}</strong> {escape(rest)}</p>'
 
 
 def _number(value: float | None) -> str:
@@ -155,7 +135,3 @@ def _milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-
-
-def _listed(value: object) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)

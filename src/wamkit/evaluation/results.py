@@ -14,7 +14,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -252,8 +252,13 @@ class EpisodeLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / EPISODES_FILE
 
+    @property
+    def has_torn_line(self) -> bool:
+        """Whether a kill has cut the last line short."""
+        return self.path.is_file() and self._torn() > 0
+
     def read(self) -> dict[EpisodeKey, EpisodeRecord]:
-        """The latest record of every episode; a last line torn by a kill is dropped from the file.
+        """The latest record of every episode; a last line torn by a kill is left out, and told in the log.
 
         Raises:
             ValueError: a line that is not the last is damaged.
@@ -263,9 +268,7 @@ class EpisodeLog:
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
-            logger.warning("%s: dropped a half-written last line", self.path)
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+            logger.warning("%s: left out a half-written last line; its episode counts as not run", self.path)
         records = {}
         for number, line in enumerate(whole.decode().splitlines(), start=1):
             try:
@@ -276,11 +279,92 @@ class EpisodeLog:
         return records
 
     def append(self, record: EpisodeRecord) -> None:
-        """Add one record and force it to the disk."""
-        with self.path.open("a") as file:
-            file.write(record.to_json() + "\n")
+        """Add one record, in the place of a torn line if there is one, and force it to the disk."""
+        with self.path.open("ab") as file:
+            file.truncate(file.tell() - self._torn())
+            file.write(record.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _torn(self) -> int:
+        """Bytes after the end of the last whole line."""
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                return 0
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return 0
+            file.seek(0)
+            return size - (file.read().rfind(b"\n") + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The content of `run.json` that a reader needs while there is no `results.json`.
+
+    Args:
+        protocol: the protocol's title.
+        protocol_settings: every field of the protocol.
+        execution_horizon: actions run between two policy calls.
+        policy: who is evaluated.
+        robot: the environment's robot.
+        asked: task, layout, family of layouts and seed of every episode that was asked for last.
+        versions: as in `Results`.
+        gl_backend: as in `Results`.
+        machine: as in `Results`.
+        batching: as in `Results`.
+    """
+
+    protocol: str
+    protocol_settings: dict[str, Any]
+    execution_horizon: int
+    policy: PolicyIdentity
+    robot: str
+    asked: tuple[tuple[str, int, int, int], ...]
+    versions: dict[str, str]
+    gl_backend: str
+    machine: dict[str, Any]
+    batching: Literal["exact", "free"]
+
+    @classmethod
+    def load(cls, folder: Path) -> Run | None:
+        """Read `run.json`; `None` when there is none, or one of a version that told less."""
+        path = folder / RUN_FILE
+        if not path.is_file():
+            return None
+        with blame(path, "start the evaluation afresh (--fresh)"):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            is_older = isinstance(data, dict) and "asked" not in data
+            return None if is_older else read_fields(cls, data, "run", others=True)
+
+    @property
+    def num_asked(self) -> int:
+        """Episodes that were asked for last."""
+        return len(self.asked)
+
+    def num_missing(self, records: Mapping[EpisodeKey, EpisodeRecord]) -> int:
+        """How many of them have no record."""
+        return sum(key not in records for key in self.asked)
+
+    def results(self, records: Sequence[EpisodeRecord]) -> Results:
+        """What some episodes of the run give."""
+        names = dict.fromkeys(record.task for record in records)
+        return Results(
+            protocol=self.protocol,
+            protocol_settings=self.protocol_settings,
+            execution_horizon=self.execution_horizon,
+            policy=self.policy,
+            robot=self.robot,
+            tasks={task: score_episodes([record for record in records if record.task == task]) for task in names},
+            overall=score_episodes(records),
+            latency=measure_latency(records),
+            wall_seconds=total_wall_seconds(records),
+            versions=self.versions,
+            gl_backend=self.gl_backend,
+            machine=self.machine,
+            batching=self.batching,
+        )
 
 
 def score_episodes(records: Sequence[EpisodeRecord]) -> TaskScore:
