@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wamkit.cli import data_convert, data_stats
+from wamkit.cli import data_convert, data_describe, data_stats
 from wamkit.cli.data_convert import Convert
+from wamkit.cli.data_describe import Describe
 from wamkit.cli.data_stats import Stats
 from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
@@ -90,7 +91,7 @@ class Encode:
     """Recipe, or a YAML file of WAV's public trainer."""
 
 
-Options = Inspect | Stats | Values | Encode | Convert
+Options = Inspect | Stats | Values | Encode | Convert | Describe
 
 
 def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
@@ -112,6 +113,8 @@ def run(options: Options | Run) -> int:
         return _values(options)
     if isinstance(options, Convert):
         return data_convert.run(options)
+    if isinstance(options, Describe):
+        return data_describe.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
     return data_stats.run(options)
 
