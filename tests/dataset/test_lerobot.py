@@ -179,6 +179,28 @@ def test_unknown_keys_and_columns_are_ignored(write_dataset):
     np.testing.assert_array_equal(dataset.columns(1)["action"], episodes[1].actions)
 
 
+@pytest.mark.parametrize("name", ["task", "__index_level_0__", "sentence"])
+def test_the_column_of_sentences(write_dataset, name):
+    root, _ = write_dataset(2)
+    expected = read_tasks(root)
+    table = pq.read_table(root / "meta/tasks.parquet").rename_columns({"task": name}).replace_schema_metadata(None)
+    if name != "sentence":
+        table = table.add_column(0, "author", pa.array(["a"] * len(table)))
+    pq.write_table(table, root / "meta/tasks.parquet")
+    assert read_tasks(root) == expected
+
+
+def test_the_episode_table_may_be_several_files(write_dataset):
+    root, episodes = write_dataset(4)
+    table = pq.read_table(root / EPISODES)
+    pq.write_table(table[:1], root / EPISODES)
+    for number, part in ((1, table[3:]), (2, table[1:3])):
+        pq.write_table(part, root / f"meta/episodes/chunk-000/file-{number:03d}.parquet")
+    dataset = LeRobotDataset(root)
+    assert [record.length for record in dataset.episodes] == [len(episode) for episode in episodes]
+    np.testing.assert_array_equal(dataset.columns(3)["action"], episodes[3].actions)
+
+
 def test_variable_lists_and_more_axes_are_read(write_dataset):
     root, episodes = write_dataset(1)
     table = pq.read_table(root / DATA.format(0))
@@ -409,6 +431,17 @@ def test_files_that_are_missing_or_short_are_named_at_opening(write_dataset):
         LeRobotDataset(root)
     video.write_bytes(frames)
     assert LeRobotDataset(root).num_episodes == 2
+
+
+def test_an_episode_that_starts_between_two_frames_names_both_times(write_dataset):
+    root, episodes = write_dataset(2)
+    as_lerobot_writes(root, episodes)
+    column = "videos/observation.images.front/from_timestamp"
+    edit_episodes(root, lambda row: row.update({column: row[column] + 0.00009}))
+    assert len(LeRobotDataset(root).frames(1, "front", range(13))) == 13  # within the tolerance
+    edit_episodes(root, lambda row: row.update({column: row[column] + 0.002}))
+    with pytest.raises(VideoError, match=r"expected a frame at 0\.652090 s, got frames at .* and 0\.700000 s"):
+        LeRobotDataset(root).frames(1, "front", [1])
 
 
 def test_rows_that_disagree_with_the_features(write_dataset):

@@ -193,6 +193,7 @@ def read_tasks(root: Path) -> list[str]:
     try:
         table = pq.read_table(path)
         names = [name for name in table.column_names if name != "task_index"]
+        names.sort(key=lambda name: name not in ("task", "__index_level_0__"))  # others may stand beside it
         pairs = sorted(zip(table["task_index"].to_pylist(), table[names[0]].to_pylist(), strict=True))
     except FileNotFoundError:
         raise FileNotFoundError(f"expected the task table {path}, found none; copy the dataset again") from None
