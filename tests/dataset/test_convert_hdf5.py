@@ -285,6 +285,10 @@ def test_files_that_are_something_else(tmp_path):
     with pytest.raises(DatasetError, match="expected unit quaternions"):
         convert_hdf5(source, tmp_path / "out", Hdf5Settings(task="lift"))
     whole = source.read_bytes()
+    head, last = whole[: whole.rindex(b"TREE")], whole[whole.rindex(b"TREE") :]
+    source.write_bytes(head + last.replace(b"TREE", b"XXXX"))  # where a group lists what it holds
+    with pytest.raises(DatasetError, match=r"image\.hdf5: expected a readable HDF5 file, got damage"):
+        convert_hdf5(source, tmp_path / "out", Hdf5Settings(task="lift"))
     source.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DatasetError, match=r"image\.hdf5: expected a complete HDF5 file, got something else"):
         convert_hdf5(source, tmp_path / "out")

@@ -125,8 +125,11 @@ def _open(path: Path) -> Iterator[Any]:
         raise DatasetError(
             f"{path}: expected a complete HDF5 file, got something else ({error}); copy it again"
         ) from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DatasetError(f"{path}: expected a readable HDF5 file, got damage ({error}); copy it again") from error
 
 
 def demonstration_names(path: Path) -> list[str]:
@@ -323,7 +326,8 @@ def _require_rate(where: str, attributes: Any) -> None:
 
 def _sentence(path: Path, attributes: Any, form: str) -> str:
     stored = _json(str(path), attributes, "problem_info").get("language_instruction", "")
-    sentence = "".join(stored).strip().strip('"')  # text, or a list of its characters
+    is_text = isinstance(stored, list) and all(isinstance(part, str) for part in stored)
+    sentence = "".join(stored if is_text or isinstance(stored, str) else "").strip().strip('"')  # characters, or text
     stem = path.stem
     if not sentence and form == "LIBERO" and stem.endswith("_demo"):
         # As the published data have it: the name without its scene, such as KITCHEN_SCENE10_.

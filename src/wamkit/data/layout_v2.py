@@ -117,7 +117,7 @@ def _lines(path: Path, index: str) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     seen: dict[int, int] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: expected lines of JSON, got something else ({error}); copy it again") from error
     for number, line in enumerate(text.split("\n"), 1):
