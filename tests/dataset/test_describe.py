@@ -9,11 +9,14 @@ import pytest
 
 from wamkit.cli.main import main
 from wamkit.data.describe import describe_robot, write_robot
+from wamkit.data.exclusions import without_excluded, write_exclusions
 from wamkit.data.features import camera_key
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.data.modality import MODALITY_PATH, Modality, Slice, modality_of, read_modality, write_modality
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.recipes.published_robots import libero_robot
+
+from .older_formats import as_v2
 
 PUSH = {
     "state": {"position": {"start": 0, "end": 2}, "gripper": {"start": 2, "end": 3}},
@@ -31,7 +34,7 @@ def as_foreign(root: Path, **features: object) -> Path:
     """The dataset as another program would have written it: without our part, with other names."""
     path = root / "meta" / "info.json"
     info = json.loads(path.read_text())
-    del info["wamkit"]
+    info.pop("wamkit", None)
     info["robot_type"] = "square_arm"
     for key, names in features.items():
         info["features"][{"state": "observation.state"}.get(key, key)]["names"] = names
@@ -184,6 +187,35 @@ def test_a_robot_is_written_once(foreign: Path) -> None:
     assert LeRobotDataset(foreign).robot == other
     with pytest.raises(DatasetError, match=r"expected 3 channels of 'observation.state' in the robot, got 8"):
         write_robot(foreign, libero_robot(), replace=True)
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_older_versions_are_described_too(write_dataset, tmp_path: Path, version: str) -> None:
+    source, _ = write_dataset(2)
+    root = as_foreign(as_v2(source, tmp_path / "older", version), state=None)
+    before = LeRobotDataset(root)
+    write_robot(root, describe_robot(before, action_kind="absolute", gripper_channels=()).robot)
+    described = LeRobotDataset(root)
+    assert described.robot is not None and described.robot.action_kind == "absolute"
+    assert described.info["codebase_version"] == version and described.features == before.features
+    write_exclusions(root, {1: "short"})
+    assert [entry.index for entry in without_excluded(described).episodes] == [0]
+
+
+def test_columns_under_other_names(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    robot = synthetic_robot()
+    keys = {name: name for name in robot.camera_names}
+    wanted = modality_of(robot, keys, state="state", action="actions")
+    document = json.loads(write_modality(tmp_path, wanted).read_text())
+    assert {item["original_key"] for item in document["action"].values()} == {"actions"}
+    assert read_modality(tmp_path, state="state", action="actions") == wanted
+    assert read_modality(tmp_path).state == ()
+    write_file(tmp_path, PUSH)
+    assert [item.name for item in read_modality(tmp_path, state="state", action="actions").state] == [
+        "position",
+        "gripper",
+    ]
 
 
 def test_the_command_line_describes(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from wamkit.data.exclusions import write_exclusions
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import STATISTICS_PATH, compute_statistics
 from wamkit.data.subset import Subset
+from wamkit.evaluation.open_loop_results import DatasetIdentity
 from wamkit.policy import load_policy
 from wamkit.recipes import execute as recipe
 from wamkit.recipes.check import check_run
@@ -72,6 +73,7 @@ def test_the_command_line_trains_on_a_mixture(kitchen: Path, workshop: Path, tmp
         ("workshop", ["0:3"], 0.25),
     ]
     assert found[0]["fingerprint"] == LeRobotDataset(kitchen).fingerprint() != training["data_fingerprint"]
+    assert DatasetIdentity.of(LeRobotDataset(kitchen), training).was_trained_on, "open loop knows both datasets"
     assert training["recipe"]["data"]["roots"] == ["kitchen", "workshop"], "folders by name, not by place"
     policy = load_policy(tmp_path / "run" / "policy")
     sentences = {LeRobotDataset(kitchen).episodes[index].task for index in range(3)}

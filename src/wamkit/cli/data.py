@@ -1,4 +1,4 @@
-"""Look into a LeRobot dataset, compute its statistics, write value targets into it, encode or convert it."""
+"""Look into a LeRobot dataset, describe its robot, compute statistics, write value targets, encode or convert it."""
 
 from __future__ import annotations
 

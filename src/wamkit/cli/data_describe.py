@@ -53,7 +53,7 @@ class Describe:
 
 def run(options: Describe) -> int:
     """Find, show and write."""
-    from wamkit.data.describe import describe_robot, write_robot
+    from wamkit.data.describe import describe_robot, vector_columns, write_robot
     from wamkit.data.lerobot import LeRobotDataset
     from wamkit.data.modality import MODALITY_PATH, modality_of, read_modality, write_modality
 
@@ -75,8 +75,9 @@ def run(options: Describe) -> int:
     if options.dry_run:
         return 0
     keys = {camera: dataset.camera_key(camera) for camera in dataset.cameras}
-    wanted = modality_of(robot, keys)
-    if options.modality and not options.replace and read_modality(options.root) not in (None, wanted):
+    columns = vector_columns(dataset)
+    wanted = modality_of(robot, keys, **columns)
+    if options.modality and not options.replace and read_modality(options.root, **columns) not in (None, wanted):
         raise ValueError(
             f"{options.root / MODALITY_PATH} is there and says something else; look at it, and write with --replace if "
             "this is right"

@@ -37,7 +37,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "record": Command("wamkit.cli.record", "record demonstrations in a simulator as a LeRobot dataset"),
-    "data": Command("wamkit.cli.data", "inspect or convert a dataset, compute statistics, write value targets into it"),
+    "data": Command(
+        "wamkit.cli.data", "inspect, describe or convert a dataset, compute statistics, write value targets into it"
+    ),
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),

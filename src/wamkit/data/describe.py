@@ -66,7 +66,7 @@ def describe_robot(
         DatasetError: no action or state column, or a damaged `modality.json`.
         ValueError: the kind of action or a gripper's sign is not known, or what is given does not fit the data.
     """
-    modality = read_modality(dataset.root)
+    modality = read_modality(dataset.root, **vector_columns(dataset))
     parts = modality or Modality(video={}, annotation={})
     sources: dict[str, str] = {}
     state = _channels(dataset, words.STATE, parts.state, state_names, state_units, sources)
@@ -92,6 +92,17 @@ def describe_robot(
     )
     sources.setdefault("action kind", "given")
     return Described(robot=robot, sources=sources)
+
+
+def vector_columns(dataset: LeRobotDataset) -> dict[str, str]:
+    """The columns in which a dataset keeps `state` and `action`.
+
+    Raises:
+        DatasetError: it has none.
+    """
+    for key in (words.STATE, words.ACTION):
+        _width(dataset, key)
+    return {"state": dataset.stored_name(words.STATE), "action": dataset.stored_name(words.ACTION)}
 
 
 def write_robot(root: Path | str, robot: RobotSpec, *, replace: bool = False) -> None:
@@ -134,12 +145,12 @@ def write_robot(root: Path | str, robot: RobotSpec, *, replace: bool = False) ->
 
 def _width(dataset: LeRobotDataset, key: str) -> int:
     shape = dataset.features.get(key, {}).get("shape")
-    if not shape or len(shape) != 1:
+    if not shape or any(side != 1 for side in shape[:-1]):
         raise DatasetError(
             f"{dataset.root}: expected a vector {key!r} among the features, got {shape} ({sorted(dataset.features)}); "
             "convert the dataset"
         )
-    return int(shape[0])
+    return int(shape[-1])
 
 
 def _channels(

@@ -14,7 +14,7 @@ Source: NVIDIA Isaac GR00T, data schema of its LeRobot datasets; `ecosystem.md` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -44,6 +44,7 @@ class Slice:
         end: one past the last.
         absolute: whether they are positions rather than differences; `None` when the file does not say.
         rotation_type: format of a rotation, one of `ROTATIONS`; empty when they are none.
+        original_key: the vector's column, where it is not GR00T's `observation.state` or `action`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Slice:
     end: int
     absolute: bool | None = None
     rotation_type: str = ""
+    original_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +81,15 @@ class Modality:
         }
 
 
-def read_modality(root: Path | str) -> Modality | None:
+def read_modality(root: Path | str, *, state: str = STATE, action: str = ACTION) -> Modality | None:
     """The modalities of a dataset; `None` when it has no such file.
 
-    Slices of other columns than `observation.state` and `action` are passed over: training reads those two.
+    Slices of other columns than the two that training reads are passed over.
+
+    Args:
+        root: dataset folder.
+        state: column of the states.
+        action: column of the actions.
 
     Raises:
         DatasetError: the file is not JSON, or a part of it has another form; the message names it.
@@ -96,8 +103,8 @@ def read_modality(root: Path | str) -> Modality | None:
         raise DatasetError(f"{path}: expected JSON, it cannot be read ({error}); correct it, or remove it") from error
     parts = {key: _part(document, key, path) for key in ("state", "action", "video", "annotation")}
     return Modality(
-        state=_slices(parts["state"], STATE, f"{path}: state"),
-        action=_slices(parts["action"], ACTION, f"{path}: action"),
+        state=_slices(parts["state"], state, STATE, f"{path}: state"),
+        action=_slices(parts["action"], action, ACTION, f"{path}: action"),
         video={name: _original_key(item, camera_key(name)) for name, item in parts["video"].items()},
         annotation={name: _original_key(item, f"annotation.{name}") for name, item in parts["annotation"].items()},
     )
@@ -117,7 +124,9 @@ def write_modality(root: Path | str, modality: Modality) -> Path:
     return path
 
 
-def modality_of(robot: RobotSpec, camera_keys: Mapping[str, str]) -> Modality:
+def modality_of(
+    robot: RobotSpec, camera_keys: Mapping[str, str], *, state: str = STATE, action: str = ACTION
+) -> Modality:
     """The modalities of a dataset of a robot.
 
     Successive channels of one unit, frame and rotation make a slice; grippers are slices of their own. It is called by
@@ -126,18 +135,27 @@ def modality_of(robot: RobotSpec, camera_keys: Mapping[str, str]) -> Modality:
     Args:
         robot: names the channels.
         camera_keys: feature key of each camera.
+        state: column of the states.
+        action: column of the actions.
     """
     is_absolute = robot.action_kind == "absolute"
     grippers = set(robot.gripper_channels)
     return Modality(
-        state=_grouped(robot.state, set(), lambda index: True),
-        action=_grouped(robot.action, grippers, lambda index: is_absolute or index in grippers),
+        state=_grouped(robot.state, set(), lambda index: True, "" if state == STATE else state),
+        action=_grouped(
+            robot.action,
+            grippers,
+            lambda index: is_absolute or index in grippers,
+            "" if action == ACTION else action,
+        ),
         video={camera.name: camera_keys[camera.name] for camera in robot.cameras},
         annotation=dict(_TASK),
     )
 
 
-def _grouped(channels: Sequence[ChannelSpec], grippers: set[int], is_absolute: Any) -> tuple[Slice, ...]:
+def _grouped(
+    channels: Sequence[ChannelSpec], grippers: set[int], is_absolute: Callable[[int], bool], column: str
+) -> tuple[Slice, ...]:
     def kind(index: int) -> tuple[Any, ...]:
         channel = channels[index]
         return channel.unit, channel.frame, channel.rotation, index in grippers
@@ -154,6 +172,7 @@ def _grouped(channels: Sequence[ChannelSpec], grippers: set[int], is_absolute: A
                 end=indices[-1] + 1,
                 absolute=is_absolute(indices[0]),
                 rotation_type=rotation if rotation in ROTATIONS else "",
+                original_key=column,
             )
         )
     return tuple(slices)
@@ -176,6 +195,8 @@ def _slice_dict(item: Slice) -> dict[str, Any]:
         found["absolute"] = item.absolute
     if item.rotation_type:
         found["rotation_type"] = item.rotation_type
+    if item.original_key:
+        found["original_key"] = item.original_key
     return found
 
 
@@ -191,10 +212,12 @@ def _part(document: object, key: str, path: Path) -> dict[str, dict[str, Any]]:
     return part
 
 
-def _slices(part: Mapping[str, Mapping[str, Any]], column: str, where: str) -> tuple[Slice, ...]:
+def _slices(part: Mapping[str, Mapping[str, Any]], column: str, usual: str, where: str) -> tuple[Slice, ...]:
     found = []
     for name, item in part.items():
-        if _original_key(item, column) != column:
+        # A file that names no column means the usual one, which others' data may keep under another name.
+        key = _original_key(item, column)
+        if key not in (column, usual):
             continue
         start, end = item.get("start"), item.get("end")
         absolute, rotation = item.get("absolute"), item.get("rotation_type") or ""
@@ -206,7 +229,16 @@ def _slices(part: Mapping[str, Mapping[str, Any]], column: str, where: str) -> t
                 f"{where}.{name}: expected absolute as true or false and rotation_type among {list(ROTATIONS)}, got "
                 f"{absolute!r} and {rotation!r}"
             )
-        found.append(Slice(name=name, start=start, end=end, absolute=absolute, rotation_type=rotation))
+        found.append(
+            Slice(
+                name=name,
+                start=start,
+                end=end,
+                absolute=absolute,
+                rotation_type=rotation,
+                original_key="" if key == usual else key,
+            )
+        )
     return tuple(sorted(found, key=lambda item: (item.start, item.end)))
 
 

@@ -45,11 +45,14 @@ class DatasetIdentity:
     def of(cls, dataset: LeRobotDataset, training: Mapping[str, Any]) -> DatasetIdentity:
         """A dataset, beside what a policy says of its training (`training.json`)."""
         fingerprint, trained_on = dataset.fingerprint(), training.get("data_fingerprint")
+        recipe = training.get("recipe")
+        parts = recipe.get("datasets") if isinstance(recipe, Mapping) else None
+        known = [part.get("fingerprint") for part in parts or () if isinstance(part, Mapping)]
         return cls(
             name=dataset.root.resolve().name,
             fingerprint=fingerprint,
             robot="" if dataset.robot is None else dataset.robot.name,
-            was_trained_on=None if trained_on is None else trained_on == fingerprint,
+            was_trained_on=None if trained_on is None else fingerprint in (trained_on, *known),
         )
 
 
