@@ -336,6 +336,19 @@ def test_files_that_are_missing_or_of_another_length(datasets):
     assert {finding.kind for finding in inspect(root).errors} == {"missing_file"}
 
 
+def test_a_robot_that_is_none_is_named_with_its_file(datasets):
+    _, root = datasets()
+    edit_info(root, wamkit={"robot": synthetic_robot().to_dict() | {"state": [3]}})
+    with pytest.raises(DatasetError, match=r"older/meta/info\.json, wamkit\.robot: state\[0\]: .*; correct it there"):
+        _ = LeRobotDataset(root).robot
+
+
+def test_statistics_that_are_none_do_not_stop_the_inspection(datasets):
+    _, root = datasets("v2.0")
+    (root / "meta/stats.json").write_text('{"action": [1]}')
+    assert inspect(root).is_sound
+
+
 def test_rows_of_another_episode(datasets):
     _, root = datasets()
     table = pq.read_table(root / DATA.format(0, 1))

@@ -369,7 +369,8 @@ class _Inspection:
             )
         if theirs.is_file():
             action = dataset.stored_name(words.ACTION) if words.ACTION in dataset.features else words.ACTION
-            count = _read_json(theirs).get(action, {}).get("count")
+            kept = _read_json(theirs).get(action)
+            count = kept.get("count") if isinstance(kept, dict) else None
             is_counted = count is not None or dataset.info["codebase_version"] == words.VERSION  # v2.0 does not say
             if is_counted and count != [dataset.num_frames]:
                 what = f"expected a count of [{dataset.num_frames}] for {words.ACTION!r}, got {count}"

@@ -68,9 +68,16 @@ class LeRobotDataset:
 
     @property
     def robot(self) -> RobotSpec | None:
-        """The robot that was recorded, or `None` for a dataset that wamkit did not write."""
+        """The robot that was recorded, or `None` for a dataset that does not say.
+
+        Raises:
+            DatasetError: its description is malformed.
+        """
         stored = self.wamkit.get("robot")
-        return None if stored is None else RobotSpec.from_dict(stored)
+        try:
+            return None if stored is None else RobotSpec.from_dict(stored)
+        except ValueError as error:
+            raise DatasetError(f"{self.root / words.INFO}, {words.WAMKIT}.robot: {error}; correct it there") from error
 
     @property
     def wamkit(self) -> dict[str, Any]:
