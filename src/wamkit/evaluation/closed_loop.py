@@ -137,7 +137,7 @@ def evaluate(
         if not is_done:
             session = 1 + max((record.session for record in records.values()), default=-1)
             begun = time.perf_counter()
-            num_workers = max(1, min(workers or os.cpu_count() or 1, len(missing)))
+            num_workers = max(1, min(workers or default_workers(), len(missing)))
             wanted = _first_of_each_task(requests, record_episodes)
             finished = [records[_key(request)] for request in requests if request not in missing]
             with (
@@ -200,6 +200,11 @@ def evaluate(
         return results
     finally:
         lock.release()
+
+
+def default_workers() -> int:
+    """Simulators that an evaluation runs at once unless told otherwise: one per core."""
+    return os.cpu_count() or 1
 
 
 class _Tally:
