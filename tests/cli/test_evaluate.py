@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def test_wrong_planners_are_named(tmp_path: Path) -> None:
         ({"seeds": (0, -1)}, r"expected seeds of 0 or more, got \(0, -1\)"),
         ({"layout_seed": -1}, "expected layout_seed of 0 or more, got -1"),
         ({"memory_threshold": 0}, "expected memory_threshold >= 1"),
+        ({"workers": -1}, "expected --workers of 1 or more, or 0 for this process, got -1"),
+        ({"ray_address": "auto"}, "add --backend ray"),
+        ({"workers": 0, "backend": "ray"}, "choose one of them"),
     ],
 )
 def test_wrong_options_are_told_before_the_policy_is_loaded(
@@ -94,6 +98,19 @@ def test_the_simulator_shows_what_the_policy_saw() -> None:
     assert make_factory(get_protocol("metaworld/v1"), wanted.robot) == wanted
     stock = MetaWorldFactory(rendering="stock")
     assert make_factory(get_protocol("metaworld/v1", rendering="mujoco-stock"), stock.robot) == stock
+
+
+def test_ray_that_is_not_installed_is_said_before_the_policy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install wamkit\[ray\]"):
+        run(Options(policy=tmp_path / "absent", output=tmp_path / "out", backend="ray"))
+
+
+def test_settle_steps_need_a_suite_that_makes_them() -> None:
+    with pytest.raises(ValueError, match="suite 'metaworld' has no settle steps"):
+        make_factory(get_protocol("metaworld/v1", settle_steps=10), MetaWorldFactory().robot)
 
 
 def test_tasks_that_the_policy_was_not_trained_on_are_said(caplog: pytest.LogCaptureFixture) -> None:

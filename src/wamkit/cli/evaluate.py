@@ -127,7 +127,7 @@ def run(options: Options) -> int:
     if options.json:
         print(json.dumps(results.to_dict(), indent=2))
     else:
-        print(_table(results))
+        print(_table(results, protocol.rules))
         print(f"results are in {options.output}")
     return 1 if results.overall.errors else 0
 
@@ -216,9 +216,9 @@ def warn_about_versions(trained: Mapping[str, str], here: Mapping[str, str]) -> 
             )
 
 
-def _table(results: Results) -> str:
+def _table(results: Results, rules: str) -> str:
     planner = results.policy.planner
-    lines = [f"{results.protocol}, {'without planning' if planner is None else 'planner ' + planner['name']}"]
+    lines = [f"{results.protocol}, {'without planning' if planner is None else 'planner ' + planner['name']}: {rules}"]
     rows = list(results.tasks.items())
     if len(rows) > 1:
         rows.append(("all", results.overall))

@@ -104,13 +104,7 @@ class Protocol:
     @property
     def rules(self) -> str:
         """When an episode ends and how it begins, in words."""
-        limits = sorted({limit for _, limit in self.task_limits})
-        unit = "policy calls" if self.limit_unit == "calls" else "control steps"
-        parts = [f"{limits[0]} to {limits[-1]} {unit} by task"] if len(limits) > 1 else []
-        parts += [f"{limits[0]} {unit}"] if len(limits) == 1 else []
-        parts += [f"at most {self.max_steps} control steps"]
-        parts += [f"{self.settle_steps} settle steps"] if self.settle_steps else []
-        return ", ".join(parts)
+        return describe_rules(dataclasses.asdict(self))
 
     def step_limit(self, task: str) -> int:
         """Control steps after which an episode of a task ends unsolved."""
@@ -244,6 +238,20 @@ def rules_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     rules: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}))
     return {key: value for key, value in rules.items() if key not in UNCOUNTED}
+
+
+def describe_rules(settings: Mapping[str, Any]) -> str:
+    """When an episode of a result ends and how it begins, in words; empty when its settings do not say."""
+    rules = rules_of(settings)
+    if "max_steps" not in rules:
+        return ""
+    limits = sorted({limit for _, limit in rules["task_limits"]})
+    unit = "policy calls" if rules["limit_unit"] == "calls" else "control steps"
+    parts = [f"{limits[0]} to {limits[-1]} {unit} by task"] if len(limits) > 1 else []
+    parts += [f"{limits[0]} {unit}"] if len(limits) == 1 else []
+    parts += [f"at most {rules['max_steps']} control steps"]
+    parts += [f"{rules['settle_steps']} settle steps"] if rules["settle_steps"] else []
+    return ", ".join(parts)
 
 
 def _plain(value: Any) -> str:

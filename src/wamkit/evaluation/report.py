@@ -9,6 +9,7 @@ from pathlib import Path
 
 import wamkit
 from wamkit.atomic import atomic_file
+from wamkit.evaluation.protocol import describe_rules
 from wamkit.evaluation.report_episodes import imagined_strips, rollout_films, score_histograms, value_curves
 from wamkit.evaluation.report_open_loop import Validation, validations
 from wamkit.evaluation.report_page import Section, facts, render_page
@@ -114,6 +115,7 @@ def _header(evaluations: Sequence[Evaluation]) -> str:
         [
             ("Policy", _each([_policy(r.policy) for r in results])),
             ("Protocol", _each([escape(r.protocol) for r in results])),
+            ("An episode has", _each([escape(describe_rules(r.protocol_settings)) or "–" for r in results])),
             ("Robot", _each([escape(r.robot) for r in results])),
             ("Rendering", _each([escape(f"{r.protocol_settings['rendering']} by {r.gl_backend}") for r in results])),
             ("Wall time", f"{sum(r.wall_seconds for r in results) / 60:.1f} min in all"),
