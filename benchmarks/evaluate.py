@@ -10,7 +10,8 @@ cameras of 64 px, the same number of actions between two policy calls, torch's o
 
 The plain loop, too, renders only what the policy will see; `--render-every-step` renders after each step instead, as
 environments that return an observation from every step do. The task is one that the policy never solves, so that all
-episodes have one length. Start-up is left out on both sides. Prints `ratio NAME VALUE`, and how busy the cores were.
+episodes have one length. Start-up is left out on both sides, and with it the trial calls that find out what batches
+change, which an evaluation makes once. Prints `ratio NAME VALUE`, and how busy the cores were.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wamkit.batching import Batching
+from wamkit.batching import ExactBatches
 from wamkit.envs.base import EpisodeRequest, Simulator, observe, reset, run_chunk
 from wamkit.envs.gl import choose_backend
 from wamkit.envs.metaworld import MetaWorldFactory
@@ -126,7 +127,7 @@ def batched(
     steps: int,
     horizon: int,
     groups: int,
-    batching: Batching,
+    exact: ExactBatches | None,
 ) -> Timed:
     """The library's rollout."""
     watched = Watched(policy)
@@ -139,7 +140,7 @@ def batched(
             max_steps=steps,
             execution_horizon=horizon,
             num_groups=groups,
-            batching=batching,
+            exact=exact,
         )
     )
     seconds = time.perf_counter() - begun
@@ -194,11 +195,14 @@ def main() -> None:
     sides: dict[str, list[Timed]] = {"plain": [], "evaluate": []}
     simulator = factory()
     with WorkerPool(factory, workers) as pool:
+        exact = None
+        if options.batching == "exact":
+            exact = ExactBatches(policy, first_slot=workers, executed=options.horizon)
         for turn in range(options.rounds + 1):
             # The first turn builds scenes and warms up: an episode for every simulator, of one policy call.
             asked, steps = (requests, options.steps) if turn else (requests[:workers], options.horizon)
             one = plain(policy, simulator, asked, steps, options.horizon, options.render_every_step)
-            other = batched(policy, pool, asked, steps, options.horizon, options.groups, options.batching)
+            other = batched(policy, pool, asked, steps, options.horizon, options.groups, exact)
             if turn:
                 sides["plain"].append(one)
                 sides["evaluate"].append(other)

@@ -27,7 +27,7 @@ Batching = Literal["exact", "free"]
 _PROBED_CALLS = 2  # the first call of an episode, and one that goes on from it
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ExactBatches:
     """Finds out which calls of a policy give each robot what it would get alone.
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wamkit.batching import Batching, ExactBatches
+from wamkit.batching import ExactBatches
 from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
 from wamkit.envs.pool import SimulatorPool, WorkerError
 from wamkit.spec import PolicySpec, require_match
@@ -92,7 +92,7 @@ def rollout(
     record: Collection[int] = (),
     retries: int = 0,
     num_groups: int = 1,
-    batching: Batching = "free",
+    exact: ExactBatches | None = None,
     on_steps: Callable[[int], None] | None = None,
 ) -> Iterator[EpisodeOutcome]:
     """Run episodes in closed loop and give each outcome as it finishes, in no particular order.
@@ -110,8 +110,8 @@ def rollout(
         num_groups: groups of workers that are served in turn. With two, the simulation of one hides behind the
             inference of the other; that pays where the policy computes on an accelerator and its time grows with the
             batch. On shared cores the larger batch of one group is faster (`benchmarks/rollout_groups.py`).
-        batching: `exact` serves robots together only in calls of sizes for which that was found to change nothing, so
-            equal requests have equal outcomes; `free` always shares calls.
+        exact: serves robots together only in calls of sizes for which it finds that this changes nothing, so that equal
+            requests have equal outcomes; its trial slots start behind the pool's. Without, calls are always shared.
         on_steps: told the number of control steps after each chunk.
 
     Raises:
@@ -144,7 +144,7 @@ def rollout(
         record=frozenset(record),
         retries=retries,
         groups=[list(range(first, len(pool), num_groups)) for first in range(num_groups)],
-        exact=ExactBatches(policy=policy, first_slot=len(pool), executed=horizon) if batching == "exact" else None,
+        exact=exact,
         on_steps=on_steps,
     ).run()
 

@@ -104,7 +104,7 @@ def test_ray_that_is_not_installed_is_said_before_the_policy_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install wamkit\[ray\]"):
+    with pytest.raises(ImportError, match=r"pip install wamkit\[ray\]"):
         run(Options(policy=tmp_path / "absent", output=tmp_path / "out", backend="ray"))
 
 

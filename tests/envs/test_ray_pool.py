@@ -19,7 +19,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install wamkit\[ray\]"):
+    with pytest.raises(ImportError, match=r"pip install wamkit\[ray\]"):
         require_ray()
 
 

@@ -60,7 +60,8 @@ class Options:
     memory_threshold: int = 1
     """Executed actions per shift of the policy's observation memory."""
     workers: int | None = None
-    """Simulator processes; by default one per core. 0 runs one simulator inside this process, for a debugger."""
+    """Simulator processes; by default one per core, on fewer than eight cores up to two. 0 runs one simulator inside
+    this process, for a debugger."""
     backend: Literal["processes", "ray"] = "processes"
     """Where simulators run: in processes of this machine, or on all machines of a Ray cluster (wamkit[ray])."""
     ray_address: str | None = None
@@ -82,8 +83,8 @@ def run(options: Options) -> int:
     """Evaluate; 1 when episodes were lost to simulator errors."""
     if options.workers is not None and options.workers < 0:
         raise ValueError(
-            f"expected --workers of 1 or more, or 0 for this process, got {options.workers}; leave it out for one per "
-            "core"
+            f"expected --workers of 1 or more, or 0 for this process, got {options.workers}; leave it out for as "
+            "many as suit the cores"
         )
     make_pool = _pool_maker(options)
     from wamkit.evaluation.protocol import get_protocol
@@ -170,7 +171,7 @@ def _pool_maker(options: Options) -> PoolMaker:
 
     Raises:
         ValueError: options that exclude each other.
-        ModuleNotFoundError: Ray is asked for and not installed.
+        ImportError: Ray is asked for and not installed.
     """
     from wamkit.envs.in_process import InProcessPool
     from wamkit.envs.workers import WorkerPool

@@ -33,12 +33,10 @@ def require_ray() -> None:
     """Refuse to go on without Ray.
 
     Raises:
-        ModuleNotFoundError: saying what to install.
+        ImportError: saying what to install.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ModuleNotFoundError(
-            "the ray backend needs the package ray, which is not installed: pip install wamkit[ray]"
-        )
+        raise ImportError("the ray backend needs the package ray, which is not installed: pip install wamkit[ray]")
 
 
 class SimulatorActor:
@@ -91,7 +89,7 @@ class RayPool:
         start_deadline_s: the same for its start.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed.
+        ImportError: Ray is not installed.
         ValueError: the simulator refused its settings, or there is no worker to start.
         RuntimeError: the simulator could not start, with its message.
         ConnectionError: there is no cluster at that address.

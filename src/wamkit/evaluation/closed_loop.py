@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from wamkit.atomic import atomic_folder
-from wamkit.batching import Batching
+from wamkit.batching import Batching, ExactBatches
 from wamkit.envs.base import EpisodeRequest, SimulatorFactory
 from wamkit.envs.gl import choose_backend
 from wamkit.envs.pool import SimulatorPool
@@ -92,12 +92,12 @@ def evaluate(
         out: folder of the evaluation.
         tasks: some of the protocol's tasks; empty means all.
         episodes: episodes per task and seed; by default the protocol's number.
-        workers: simulators; by default one per core, at most one per episode.
+        workers: simulators; by default see `default_workers`, at most one per episode.
         make_pool: starts that many simulators of the factory; by default in processes of this machine.
         record_episodes: episodes of each task to record (rollout.mp4 and trace.npz), from the first layout on. When all
             of them end alike, solved or not, one that ended the other way is repeated and recorded too.
         num_groups: groups of workers that are served in turn, see `rollout`; at most one per worker.
-        batching: see `rollout`.
+        batching: `exact` serves robots together only where that changes nothing; `free` always shares policy calls.
         retries: how often an episode is started again when its simulator died.
         resume: keep what the folder holds; `False` removes an earlier evaluation there first.
         progress: show a progress bar on standard error.
@@ -153,7 +153,7 @@ def evaluate(
                     execution_horizon=horizon,
                     retries=retries,
                     num_groups=min(num_groups, len(pool)),
-                    batching=batching,
+                    exact=None if batching == "free" else ExactBatches(policy, first_slot=len(pool), executed=horizon),
                 )
                 chosen = [index for index, request in enumerate(missing) if _key(request) in wanted]
                 outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
@@ -203,8 +203,12 @@ def evaluate(
 
 
 def default_workers() -> int:
-    """Simulators that an evaluation runs at once unless told otherwise: one per core."""
-    return os.cpu_count() or 1
+    """Simulators that an evaluation runs at once unless told otherwise: one per core, on few cores two.
+
+    The second one makes the policy's batches larger, which costs less per robot.
+    """
+    cores = os.cpu_count() or 1
+    return max(cores, min(2 * cores, 8))
 
 
 class _Tally:
