@@ -1,8 +1,10 @@
 """Evaluate a policy in closed loop under a named protocol.
 
 Every finished episode is kept at once, and the same command continues an evaluation that was interrupted. The output
-folder holds results.json, episodes.jsonl and the recorded episodes; `wamkit report` turns it into a page. Exit status 1
-when episodes were lost to simulator errors; the same command tries those again.
+folder holds results.json, episodes.jsonl and the recorded episodes; `wamkit report` turns it into a page. On one
+machine, with one number of torch threads, every episode takes the same course bit for bit, whatever the number of
+workers and after any kill (see --batching). Exit status 1 when episodes were lost to simulator errors; the same command
+tries those again.
 """
 
 from __future__ import annotations
