@@ -114,6 +114,7 @@ class LiberoScene:
         env: robosuite's environment.
         loaded: GL resources.
         pads: geoms of the finger pads.
+        fixtures: by body id, position and quaternion of each fixture before LIBERO moves it.
         states: stored initial states, read when first asked for.
     """
 
@@ -121,6 +122,7 @@ class LiberoScene:
     env: Any
     loaded: LoadedScene
     pads: frozenset[int]
+    fixtures: dict[int, tuple[np.ndarray, np.ndarray]]
     states: Float64[np.ndarray, "n q"] | None = None
 
     @property
@@ -169,7 +171,7 @@ class LiberoSimulator:
         if request.layout_seed == STORED:
             self._restore(scene, request.layout)
         else:
-            _draw(scene.env, np.random.SeedSequence((request.layout_seed, request.layout)))
+            _draw(scene, np.random.SeedSequence((request.layout_seed, request.layout)))
         for _ in range(self._factory.settle_steps):
             scene.env.step(np.array(NO_OP))
         self._scene, self._task, self._steps, self._script = scene, request.task, 0, None
@@ -246,7 +248,7 @@ class LiberoSimulator:
 
         scene = self._current()
         if self._script is None:
-            self._script = demonstrator(scene.env, scene.env.parsed_problem["goal_state"])
+            self._script = demonstrator(scene.env)
         return next(self._script).astype(np.float32)
 
     def close(self) -> None:
@@ -272,7 +274,7 @@ class LiberoSimulator:
                 "or draw layouts with another layout seed"
             )
         env, state = scene.env, scene.states[layout]
-        _draw(env, np.random.SeedSequence(0))  # places fixtures, which stored states do not hold
+        _draw(scene, np.random.SeedSequence(0))  # places fixtures, which stored states do not hold
         expected = 1 + scene.model.nq + scene.model.nv
         if len(state) != expected:
             raise ValueError(
@@ -322,12 +324,16 @@ class LiberoSimulator:
             for name in names
         }
         loaded = self._renderer.load(model, _coarse_meshes(model), hidden_groups=(_COLLISION_GROUP,))
-        return LiberoScene(task=task, env=env, loaded=loaded, pads=frozenset(pads))
+        return LiberoScene(task=task, env=env, loaded=loaded, pads=frozenset(pads), fixtures=_fixtures(env))
 
 
-def _draw(env: Any, seed: np.random.SeedSequence) -> None:
+def _draw(scene: LiberoScene, seed: np.random.SeedSequence) -> None:
     """Reset the environment with everything random drawn from a seed."""
     from robosuite.utils.errors import RandomizationError
+
+    # Fixtures are moved in the model, and things on them are placed relative to where the model had them before.
+    for body, (position, quaternion) in scene.fixtures.items():
+        scene.model.body_pos[body], scene.model.body_quat[body] = position, quaternion
 
     # The package draws from numpy's global generator and from no other; a process has one simulator.
     before = np.random.get_state()
@@ -335,11 +341,22 @@ def _draw(env: Any, seed: np.random.SeedSequence) -> None:
     try:
         for _ in range(_MAX_DRAWS):
             with contextlib.suppress(RandomizationError):  # objects that did not fit beside each other: draw again
-                env.reset()
+                scene.env.reset()
                 return
     finally:
         np.random.set_state(before)
     raise RuntimeError(f"LIBERO found no place for all objects in {_MAX_DRAWS} draws")
+
+
+def _fixtures(env: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Where the fixtures are in the scene's XML; the environment's constructor has moved them already."""
+    places = {}
+    for fixture in env.fixtures_dict.values():
+        element = env.model.worldbody.find(f".//body[@name='{fixture.root_body}']")
+        position, quaternion = element.get("pos", "0 0 0"), element.get("quat", "1 0 0 0")
+        body = int(env.sim.model._model.body(fixture.root_body).id)
+        places[body] = (np.array(position.split(), dtype=float), np.array(quaternion.split(), dtype=float))
+    return places
 
 
 def _coarse_meshes(model: Any) -> dict[int, float]:

@@ -1,12 +1,15 @@
 """Scripted demonstrators of LIBERO's tasks: ours, not the human demonstrations that the benchmark ships.
 
-They read the pose of every object, so they can record demonstrations where nothing can be downloaded. A script goes on
-until it is stopped, and tries again when an object slipped.
+They read the pose of every object, so they can record demonstrations where nothing can be downloaded. There is one
+script for each kind of goal in the task files; a script goes on until its goal is reached, and tries again when an
+object slipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,64 +17,184 @@ from wamkit.envs.libero_motion import CLOSE, OPEN, Arm, Motion, Point
 
 APPROACH_M = 0.12
 LIFT_M = 0.25
+_HANDLE_TILT = math.radians(65)
+Goal = Sequence[str]
 
 
-def demonstrator(env: object, goals: list[list[str]]) -> Iterator[np.ndarray]:
-    """The script of a task whose goals are those of LIBERO's task file.
+def demonstrator(env: Any) -> Motion:
+    """The script of the task that an environment runs: its goals one after the other, then rest.
 
     Args:
         env: robosuite's environment, reset.
-        goals: predicates with their arguments, for instance `["in", "milk_1", "basket_1_contain_region"]`.
 
     Raises:
-        ValueError: there is no script for such a goal.
+        ValueError: there is no script for one of its goals (`unscripted`).
     """
-    arm = Arm(env)
+    goals = _ordered(env.parsed_problem["goal_state"])
+    missing = unscripted(goals)
+    if missing:
+        raise ValueError(f"there is no scripted demonstrator for {missing}; record another task")
+    return _run(Arm(env), goals)
+
+
+def unscripted(goals: Sequence[Goal]) -> list[str]:
+    """Those goals of a task file that no script reaches, as text."""
+    return [" ".join(goal) for goal in goals if _script(goal) is None]
+
+
+def _run(arm: Arm, goals: Sequence[Goal]) -> Motion:
     for goal in goals:
-        yield from _in_basket(arm, goal[1], goal[2].removesuffix("_contain_region"))
+        script = _script(goal)
+        assert script is not None
+        while not arm.is_reached(goal):
+            yield from script(arm, *goal[1:])
+        yield from arm.stay(3, gripper=OPEN)
+        yield from arm.move(arm.above(0.12), gripper=OPEN, tolerance=0.03, max_steps=20)
     while True:
-        yield arm.action(arm.position, 0.0, OPEN)
+        yield from arm.stay(10, gripper=OPEN)
 
 
-def _in_basket(arm: Arm, name: str, basket: str) -> Motion:
-    while not _is_within(arm, name, basket):
-        yield from _pick(arm, name)
-        if not arm.holds(name):
-            continue
-        yield from _drop(arm, name, basket)
+def _script(goal: Goal) -> Callable[..., Motion] | None:
+    kind, *things = goal
+    if kind == "in" and things[1].endswith("_contain_region") and things[1].startswith("basket"):
+        return _put_in_basket
+    if kind == "in" and _is_drawer(things[1]):
+        return _put_in_drawer
+    if kind == "on":
+        return _drag if things[0].startswith("plate") else _put_on
+    if kind == "open" and _is_drawer(things[0]):
+        return _open_drawer
+    return _turn_knob if kind == "turnon" and things[0].startswith("flat_stove") else None
+
+
+def _is_drawer(region: str) -> bool:
+    return "cabinet" in region and region.endswith(("top_region", "middle_region", "bottom_region"))
+
+
+def _ordered(goals: Sequence[Goal]) -> list[Goal]:
+    """What must come first, first: a drawer is opened before something goes into it."""
+    return sorted(goals, key=lambda goal: ("turnon", "open", "in", "on").index(goal[0]) if _script(goal) else 9)
+
+
+def _put_in_basket(arm: Arm, name: str, region: str) -> Motion:
+    yield from _pick(arm, name)
+    if arm.holds(name):
+        points = arm.points(region.removesuffix("_contain_region"))
+        middle, rim = (points.min(axis=0) + points.max(axis=0)) / 2, float(points[:, 2].max())
+        yield from _place(arm, name, np.array([*middle[:2], rim]), above=0.06, release=-0.04)
+
+
+def _put_on(arm: Arm, name: str, support: str) -> Motion:
+    yield from _pick(arm, name)
+    if arm.holds(name):
+        if support in arm.env.objects_dict:
+            points = arm.points(support)
+            middle, top = (points.min(axis=0) + points.max(axis=0)) / 2, float(points[:, 2].max())
+            place = np.array([*middle[:2], top])
+        else:
+            place = arm.site_position(support)
+        yield from _place(arm, name, place, above=0.08, release=0.005)
+
+
+def _put_in_drawer(arm: Arm, name: str, region: str) -> Motion:
+    if arm.joint(arm.joint_names(region)[0])[2] > -0.14:
+        yield from _open_drawer(arm, region)
+        return
+    yield from _pick(arm, name)
+    if arm.holds(name):
+        yield from _place(arm, name, arm.site_position(region), above=0.12, release=0.03)
 
 
 def _pick(arm: Arm, name: str) -> Motion:
-    box = arm.slice(name)
-    above = np.array([*box.centre[:2], box.top + APPROACH_M])
-    yield from arm.move(above, gripper=OPEN, yaw=box.yaw, tolerance=0.02)
-    box = arm.slice(name)
-    yield from arm.move(box.centre, gripper=OPEN, yaw=box.yaw, tolerance=0.008, max_steps=45)
-    yield from arm.stay(8, gripper=CLOSE, yaw=box.yaw)
-    yield from arm.move(arm.above(LIFT_M), gripper=CLOSE, yaw=box.yaw, tolerance=0.03, max_steps=25)
+    grasp = arm.grasp(name)
+    above = np.array([*grasp.point[:2], grasp.top + APPROACH_M])
+    yield from arm.move(above, gripper=OPEN, yaw=grasp.yaw, tolerance=0.02)
+    offset = grasp.point - arm.body_position(name)
+    yield from arm.move(
+        lambda: arm.body_position(name) + offset, gripper=OPEN, yaw=grasp.yaw, tolerance=0.008, max_steps=45
+    )
+    yield from arm.close(yaw=grasp.yaw)
+    yield from arm.move(arm.above(LIFT_M), gripper=CLOSE, yaw=grasp.yaw, tolerance=0.03, max_steps=25)
 
 
-def _drop(arm: Arm, name: str, basket: str) -> Motion:
-    points = arm.points(basket)
-    rim = float(points[:, 2].max())
-    middle = (points.min(axis=0) + points.max(axis=0))[:2] / 2
+def _place(arm: Arm, name: str, place: Point, *, above: float, release: float) -> Motion:
+    """Carry what the hand holds over a place, lower it, and let go.
+
+    Args:
+        arm: holding the object.
+        name: of the object.
+        place: world, metres.
+        above: clearance under the object while it is carried, metres above the place.
+        release: the same when it is let go.
+    """
 
     def over(clearance: float) -> Callable[[], Point]:
         def target() -> Point:
             body = arm.points(name)
+            offset = arm.position - (body.min(axis=0) + body.max(axis=0)) / 2
             hanging = arm.position[2] - float(body[:, 2].min())
-            offset = arm.position[:2] - (body.min(axis=0) + body.max(axis=0))[:2] / 2
-            return np.array([*(middle + offset), rim + clearance + hanging])
+            return np.array([*(place[:2] + offset[:2]), place[2] + clearance + hanging])
 
         return target
 
-    yield from arm.move(over(0.06), gripper=CLOSE, tolerance=0.025, max_steps=70)
-    yield from arm.move(over(-0.04), gripper=CLOSE, tolerance=0.02, max_steps=25)
-    yield from arm.stay(6, gripper=OPEN)
-    yield from arm.move(arm.above(0.15), gripper=OPEN, tolerance=0.03, max_steps=20)
+    yaw = arm.yaw
+    yield from arm.move(over(above), gripper=CLOSE, yaw=yaw, tolerance=0.025, max_steps=70)
+    yield from arm.move(over(release), gripper=CLOSE, yaw=yaw, tolerance=0.012, max_steps=30)
+    yield from arm.stay(6, gripper=OPEN, yaw=yaw)
+    yield from arm.move(arm.above(0.15), gripper=OPEN, yaw=yaw, tolerance=0.03, max_steps=20)
 
 
-def _is_within(arm: Arm, name: str, basket: str) -> bool:
-    points, place = arm.points(basket), arm.body_position(name)
-    low, high = points.min(axis=0), points.max(axis=0)
-    return bool((place > low).all() and (place < high).all())
+def _open_drawer(arm: Arm, region: str) -> Motion:
+    """Take the drawer's handle from the front, with the fingers above and below it, and pull."""
+    joint = arm.joint_names(region)[0]
+    outwards = -arm.joint(joint)[1]  # drawers open towards negative positions
+    pose = {"yaw": math.atan2(-outwards[0], outwards[1]), "tilt": -_HANDLE_TILT}
+    handle = arm.foremost(joint, outwards)
+    ready = handle + 0.14 * outwards
+    yield from arm.move(np.array([*ready[:2], ready[2] + 0.1]), gripper=OPEN, tolerance=0.03, **pose)
+    yield from arm.move(ready, gripper=OPEN, tolerance=0.02, **pose)
+    yield from arm.move(handle, gripper=OPEN, tolerance=0.01, max_steps=40, **pose)
+    yield from arm.close(**pose)
+    for _ in range(40):
+        if arm.joint(joint)[2] < -0.15:
+            break
+        yield arm.action(arm.position + 0.03 * outwards, pose["yaw"], CLOSE, tilt=pose["tilt"])
+    yield from arm.stay(6, gripper=OPEN, **pose)
+    yield from arm.move(arm.position + 0.08 * outwards, gripper=OPEN, tolerance=0.03, max_steps=20, **pose)
+    yield from arm.move(arm.above(0.2), gripper=OPEN, tolerance=0.05, max_steps=30)
+
+
+def _turn_knob(arm: Arm, stove: str) -> Motion:
+    """Take the knob from above and turn the hand with it."""
+    joint = arm.joint_names(stove)[0]
+    body = arm.body_of(joint)
+    grasp = arm.handle(body, above=arm.body_position(stove)[2] + 0.02)
+    above = np.array([*grasp.point[:2], grasp.top + APPROACH_M])
+    yield from arm.move(above, gripper=OPEN, yaw=grasp.yaw, tolerance=0.02)
+    yield from arm.move(grasp.point, gripper=OPEN, yaw=grasp.yaw, tolerance=0.008, max_steps=45)
+    yield from arm.close(yaw=grasp.yaw)
+    for step in range(40):
+        yield arm.action(grasp.point, grasp.yaw + min(1.0, 0.05 * step), CLOSE)
+    yield from arm.stay(6, gripper=OPEN, yaw=arm.yaw)
+    yield from arm.move(arm.above(0.15), gripper=OPEN, yaw=arm.yaw, tolerance=0.03, max_steps=20)
+
+
+def _drag(arm: Arm, name: str, region: str) -> Motion:
+    """Push a flat object over the table with closed fingers from behind."""
+    goal = arm.site_position(region)
+    points = arm.points(name)
+    radius = float(np.ptp(points[:, 0])) / 2
+    height = float(points[:, 2].min()) + 0.02
+
+    def behind(distance: float, z: float) -> Point:
+        centre = arm.body_position(name)
+        way = (goal - centre)[:2]
+        return np.array([*(centre[:2] - distance * way / np.linalg.norm(way)), z])
+
+    yield from arm.move(lambda: behind(radius + 0.05, height + APPROACH_M), gripper=CLOSE, tolerance=0.02)
+    yield from arm.move(lambda: behind(radius + 0.05, height), gripper=CLOSE, tolerance=0.012, max_steps=40)
+    for _ in range(120):
+        if np.linalg.norm((goal - arm.body_position(name))[:2]) < 0.015:
+            break
+        yield arm.action(behind(radius - 0.02, height), 0.0, CLOSE, limit=0.5)
+    yield from arm.move(arm.above(0.15), gripper=CLOSE, tolerance=0.03, max_steps=20)

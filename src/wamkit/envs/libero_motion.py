@@ -6,7 +6,7 @@ A script is a generator that strings motions together with `yield from`, so it r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ Motion = Iterator[np.ndarray]
 OPEN, CLOSE = -1.0, 1.0
 METRES_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
-_MAX_GRASP_M = 0.074
+MAX_GRASP_M = 0.074
+_REACH_M = 0.035  # from the fingertips to what would meet the palm
+_RIM_M = 0.005  # inwards from the outermost point of a rim
+_RIM_DEPTH_M = 0.024
 _HAND_HALF_WIDTH_M = 0.115
 _HAND_HALF_DEPTH_M = 0.045
 _GAIN = 1.2  # the controller reaches only part of a commanded displacement within a step
@@ -28,21 +31,17 @@ _TURN_GAIN = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
-    """What a horizontal slice of a body spans, seen along the hand's axes.
+class Grasp:
+    """Where and how the hand takes hold of an object.
 
     Args:
-        centre: world coordinates of the middle of the slice, metres.
-        width: metres along the direction in which the fingers close.
-        yaw: turn of the hand about the vertical for which `width` holds, radians.
-        bottom: lowest point of the whole body, metres.
-        top: highest point of the whole body, metres.
+        point: where the fingertips should meet, world, metres.
+        yaw: turn of the hand about the vertical, radians.
+        top: highest point of the object, metres.
     """
 
-    centre: Point
-    width: float
+    point: Point
     yaw: float
-    bottom: float
     top: float
 
 
@@ -80,6 +79,11 @@ class Arm:
         return self.data.xmat[self._hand].reshape(3, 3).copy()
 
     @property
+    def yaw(self) -> float:
+        """Turn of the hand about the vertical, radians."""
+        return math.atan2(float(self.axes[1, 0]), float(self.axes[0, 0]))
+
+    @property
     def opening(self) -> float:
         """Distance between the fingers, metres."""
         return float(np.abs(self.data.qpos[self._fingers]).sum())
@@ -91,6 +95,31 @@ class Arm:
     def site_position(self, name: str) -> Point:
         """Position of a site, world, metres."""
         return self.data.site(name).xpos.copy()
+
+    def joint(self, name: str) -> tuple[Point, Point, float]:
+        """A joint's anchor (world, metres), its axis (world) and its position (metres or radians)."""
+        joint = self.data.joint(name)
+        return joint.xanchor.copy(), joint.xaxis.copy(), float(joint.qpos[0])
+
+    def joint_names(self, name: str) -> list[str]:
+        """MuJoCo's names of the joints that move a site or an object."""
+        things = self.env.object_sites_dict if name in self.env.object_sites_dict else self.env.fixtures_dict
+        return list(things[name].joints)
+
+    def body_of(self, joint: str) -> str:
+        """MuJoCo's name of the body that a joint moves."""
+        return str(self.model.body(int(self.model.joint(joint).bodyid[0])).name)
+
+    def foremost(self, joint: str, direction: Point) -> Point:
+        """Middle of the geom that lies farthest in a direction, of the body that a joint moves: a drawer's handle."""
+        body = int(self.model.joint(joint).bodyid[0])
+        geoms = [geom for geom in range(self.model.ngeom) if int(self.model.geom_bodyid[geom]) == body]
+        solid = [geom for geom in geoms if self.model.geom_contype[geom]]
+        return self.data.geom_xpos[max(solid, key=lambda geom: float(self.data.geom_xpos[geom] @ direction))].copy()
+
+    def is_reached(self, goal: Sequence[str]) -> bool:
+        """Whether a goal of the task file holds now."""
+        return bool(self.env._eval_predicate(list(goal)))
 
     def points(self, name: str) -> Float[np.ndarray, "n 3"]:
         """Points on the surface of an object's visible geoms, world, metres."""
@@ -107,43 +136,38 @@ class Arm:
                     touched = [done or int(finger) in pads for done, pads in zip(touched, self._pads, strict=True)]
         return all(touched)
 
-    def slice(self, name: str, height: float | None = None, thickness: float = 0.03) -> Box:
-        """What an object spans near a height, with the turn of the hand that suits it best.
+    def grasp(self, name: str) -> Grasp:
+        """How to take hold of an object from above: by its narrowest side, or by the rim when it is too wide.
 
-        That is the one for which it is narrowest among those for which the hand, which is wider than its fingers
-        reach, does not meet a neighbour.
+        Among the turns of the hand, those come first for which the hand, which is wider than its fingers reach, meets
+        no neighbour.
 
         Args:
             name: of the object.
-            height: world z, metres; by default where the fingers can reach it best: up to 3.5 cm below the top.
-            thickness: of the slice, metres.
         """
         points = self.points(name)
-        bottom, top = float(points[:, 2].min()), float(points[:, 2].max())
-        if height is None:
-            height = max(top - 0.035, bottom + 0.012)
-        near = points[np.abs(points[:, 2] - height) <= thickness / 2]
-        near = near if len(near) >= 3 else points
-        others = [self.points(other.name) for other in self.env.objects if other.name != name]
-        neighbours = np.concatenate([np.empty((0, 3)), *others])
-        neighbours = neighbours[neighbours[:, 2] > height + 0.01]
-        middle = (near.min(axis=0) + near.max(axis=0))[:2] / 2
+        height = self._grasp_height(points)
+        return _best_grasp(points, height, self._neighbours(name, height + 0.01))
 
-        def cost(yaw: float) -> float:
-            across = np.array([-math.sin(yaw), math.cos(yaw)])
-            along = np.array([math.cos(yaw), math.sin(yaw)])
-            offset = neighbours[:, :2] - middle
-            is_hit = (np.abs(offset @ across) < _HAND_HALF_WIDTH_M) & (np.abs(offset @ along) < _HAND_HALF_DEPTH_M)
-            # A turn must be worth it: round objects are grasped as the hand comes.
-            width = float(np.ptp(near[:, :2] @ across))
-            return width + 0.01 * abs(yaw) + (0.03 if is_hit.any() else 0.0) + (1.0 if width > _MAX_GRASP_M else 0.0)
+    def handle(self, body: str, *, above: float = -math.inf) -> Grasp:
+        """How to take hold of a part of a fixture from above, without regard to neighbours.
 
-        yaw = min((math.radians(degrees) for degrees in range(-80, 100, 10)), key=cost)
-        frame = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
-        local = near[:, :2] @ frame.T
-        middle = (local.min(axis=0) + local.max(axis=0)) / 2 @ frame
-        width = float(np.ptp(local[:, 1]))
-        return Box(centre=np.array([*middle, height]), width=width, yaw=yaw, bottom=bottom, top=top)
+        Args:
+            body: MuJoCo's name of the part's body.
+            above: only what lies higher counts, world z, metres.
+        """
+        points = body_points(self.model, self.data, self.model.body(body).id)
+        points = points[points[:, 2] > above]
+        return _best_grasp(points, self._grasp_height(points), np.empty((0, 3)))
+
+    def _grasp_height(self, points: Float[np.ndarray, "n 3"]) -> float:
+        return float(max(points[:, 2].max() - _REACH_M, points[:, 2].min() + 0.012))
+
+    def _neighbours(self, name: str, height: float) -> Float[np.ndarray, "n 3"]:
+        names = [*(thing.name for thing in self.env.objects), *self.env.fixtures_dict]
+        clouds = [self.points(other) for other in names if other != name]
+        points = np.concatenate([np.empty((0, 3)), *clouds])
+        return points[points[:, 2] > height]
 
     def action(self, target: Point, yaw: float, gripper: float, limit: float = 1.0, tilt: float = 0.0) -> Action:
         """The action that moves towards a target with the fingers pointing down.
@@ -153,7 +177,7 @@ class Arm:
             yaw: turn about the vertical, radians; 0 closes the fingers along the world's y axis.
             gripper: `OPEN` or `CLOSE`.
             limit: largest displacement per axis, as an action.
-            tilt: turn about the hand's own y axis first, radians.
+            tilt: turn about the hand's own x axis first, radians.
         """
         move = np.clip(_GAIN * (target - self.position) / METRES_PER_ACTION, -limit, limit)
         turn = rotation_vector(pointing_down(yaw, tilt) @ self.axes.T)
@@ -178,6 +202,15 @@ class Arm:
                 return
             yield self.action(goal, yaw, gripper, limit, tilt)
 
+    def close(self, *, yaw: float = 0.0, tilt: float = 0.0, max_steps: int = 20) -> Motion:
+        """Close the fingers, with the hand where it is, until they stop."""
+        place, before = self.position, math.inf
+        for step in range(max_steps):
+            if step > 5 and before - self.opening < 0.0005:
+                return
+            before = self.opening
+            yield self.action(place, yaw, CLOSE, tilt=tilt)
+
     def stay(self, steps: int, *, gripper: float, yaw: float = 0.0, tilt: float = 0.0) -> Motion:
         """Hold the hand where it is while the fingers move."""
         place = self.position
@@ -190,10 +223,11 @@ def pointing_down(yaw: float, tilt: float = 0.0) -> Float[np.ndarray, "3 3"]:
 
     Args:
         yaw: about the vertical, radians.
-        tilt: about the hand's own y axis, radians; positive brings the fingertips towards the hand's x axis.
+        tilt: about the hand's own x axis, radians; at yaw 0, pi/2 points the fingers along the world's y axis, and
+            they close up and down.
     """
     turn = np.array([[math.cos(yaw), -math.sin(yaw), 0.0], [math.sin(yaw), math.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
-    lean = np.array([[math.cos(tilt), 0.0, math.sin(tilt)], [0.0, 1.0, 0.0], [-math.sin(tilt), 0.0, math.cos(tilt)]])
+    lean = np.array([[1.0, 0.0, 0.0], [0.0, math.cos(tilt), -math.sin(tilt)], [0.0, math.sin(tilt), math.cos(tilt)]])
     return turn @ np.diag([1.0, -1.0, -1.0]) @ lean
 
 
@@ -231,6 +265,34 @@ def body_points(model: Any, data: Any, body: int) -> Float[np.ndarray, "n 3"]:
             local = signs * _half_sizes(model, geom)
         clouds.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
     return np.concatenate(clouds)
+
+
+def _best_grasp(points: Float[np.ndarray, "n 3"], height: float, neighbours: Float[np.ndarray, "k 3"]) -> Grasp:
+    top = float(points[:, 2].max())
+    near = points[np.abs(points[:, 2] - height) <= 0.015]
+    near = near if len(near) >= 3 else points
+    rim = points[points[:, 2] > top - 0.012]
+
+    def candidates() -> Iterator[tuple[float, Grasp]]:
+        for degrees in range(-80, 100, 10):  # a hand turned by 180 degrees is the same hand
+            yaw = math.radians(degrees)
+            turn = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]])
+            low, high = ((near[:, :2] @ turn.T).min(axis=0), (near[:, :2] @ turn.T).max(axis=0))
+            width = float(high[1] - low[1])
+            # A turn must be worth it: round objects are grasped as the hand comes.
+            if width <= MAX_GRASP_M:
+                places = [(np.array([*((low + high) / 2 @ turn), height]), width + 0.01 * abs(yaw))]
+            else:
+                low, high = ((rim[:, :2] @ turn.T).min(axis=0), (rim[:, :2] @ turn.T).max(axis=0))
+                middle = (low[0] + high[0]) / 2
+                sides = [np.array([middle, low[1] + _RIM_M]), np.array([middle, high[1] - _RIM_M])]
+                places = [(np.array([*(side @ turn), top - _RIM_DEPTH_M]), 0.1 + 0.01 * abs(yaw)) for side in sides]
+            for place, cost in places:
+                offset = np.abs((neighbours[:, :2] - place[:2]) @ turn.T)
+                is_hit = (offset[:, 1] < _HAND_HALF_WIDTH_M) & (offset[:, 0] < _HAND_HALF_DEPTH_M)
+                yield cost + 0.03 * bool(is_hit.any()), Grasp(point=place, yaw=yaw, top=top)
+
+    return min(candidates(), key=lambda candidate: candidate[0])[1]
 
 
 def _with_descendants(model: Any, body: int) -> set[int]:
