@@ -98,6 +98,10 @@ def _put_on(arm: Arm, name: str, support: str) -> Motion:
 
 def _put_in_drawer(arm: Arm, name: str, region: str) -> Motion:
     if arm.joint(arm.joint_names(region)[0])[2] > -0.14:
+        aside = arm.aside(name, region)
+        if aside is not None:
+            yield from _pick(arm, name)
+            yield from _place(arm, name, aside, above=0.06, release=0.005)
         yield from _open_drawer(arm, region)
         return
     yield from _pick(arm, name)
@@ -180,21 +184,20 @@ def _turn_knob(arm: Arm, stove: str) -> Motion:
 
 
 def _drag(arm: Arm, name: str, region: str) -> Motion:
-    """Push a flat object over the table with closed fingers from behind."""
+    """Drag a plate over the table: closed fingers inside it take its rim along."""
     goal = arm.site_position(region)
     points = arm.points(name)
-    radius = float(np.ptp(points[:, 0])) / 2
-    height = float(points[:, 2].min()) + 0.02
+    radius, low = float(np.ptp(points[:, 0])) / 2, float(points[:, 2].min())
 
-    def behind(distance: float, z: float) -> Point:
+    def inside(ahead: float, height: float) -> Point:
         centre = arm.body_position(name)
         way = (goal - centre)[:2]
-        return np.array([*(centre[:2] - distance * way / np.linalg.norm(way)), z])
+        return np.array([*(centre[:2] + ahead * way / max(float(np.linalg.norm(way)), 0.01)), low + height])
 
-    yield from arm.move(lambda: behind(radius + 0.05, height + APPROACH_M), gripper=CLOSE, tolerance=0.02)
-    yield from arm.move(lambda: behind(radius + 0.05, height), gripper=CLOSE, tolerance=0.012, max_steps=40)
+    yield from arm.move(lambda: inside(0.0, APPROACH_M), gripper=CLOSE, tolerance=0.02)
+    yield from arm.move(lambda: inside(0.2 * radius, 0.018), gripper=CLOSE, tolerance=0.008, max_steps=40)
     for _ in range(120):
         if np.linalg.norm((goal - arm.body_position(name))[:2]) < 0.015:
             break
-        yield arm.action(behind(radius - 0.02, height), 0.0, CLOSE, limit=0.5)
+        yield arm.action(inside(radius, 0.016), 0.0, CLOSE, limit=0.5)
     yield from arm.move(arm.above(0.15), gripper=CLOSE, tolerance=0.03, max_steps=20)

@@ -22,6 +22,8 @@ METRES_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
 MAX_GRASP_M = 0.074
 _REACH_M = 0.035  # from the fingertips to what would meet the palm
+_SPACING_M = 0.04  # of the points that stand for a box
+_CLEAR_M = 0.13  # around an object, for the hand
 _RIM_M = 0.005  # inwards from the outermost point of a rim
 _RIM_DEPTH_M = 0.024
 _HAND_HALF_WIDTH_M = 0.115
@@ -163,6 +165,35 @@ class Arm:
     def _grasp_height(self, points: Float[np.ndarray, "n 3"]) -> float:
         return float(max(points[:, 2].max() - _REACH_M, points[:, 2].min() + 0.012))
 
+    def aside(self, name: str, region: str, reach: float = 0.16) -> Point | None:
+        """Where an object can wait while a drawer opens; `None` when it is not in the way.
+
+        Args:
+            name: of the object.
+            region: the drawer's.
+            reach: how far the drawer comes out, metres.
+        """
+        joint = self.joint_names(region)[0]
+        drawer = body_points(self.model, self.data, int(self.model.joint(joint).bodyid[0]))
+        outwards = -self.joint(joint)[1]
+        swept = np.concatenate([drawer + step * outwards for step in np.linspace(0.0, reach, 5)])[:, :2]
+        here = self.body_position(name)
+        if np.linalg.norm(swept - here[:2], axis=1).min() > _CLEAR_M:
+            return None
+        taken = np.concatenate([swept, self._neighbours(name, -math.inf)[:, :2]])
+        low = float(self.points(name)[:, 2].min())
+        grid = np.arange(-0.3, 0.31, 0.04)
+        free = [
+            np.array([here[0] + x, here[1] + y])
+            for x in grid
+            for y in grid
+            if np.linalg.norm(taken - [here[0] + x, here[1] + y], axis=1).min() > _CLEAR_M
+        ]
+        if not free:
+            return None
+        nearest = min(free, key=lambda place: float(np.linalg.norm(place - here[:2])))
+        return np.array([*nearest, low])
+
     def _neighbours(self, name: str, height: float) -> Float[np.ndarray, "n 3"]:
         names = [*(thing.name for thing in self.env.objects), *self.env.fixtures_dict]
         clouds = [self.points(other) for other in names if other != name]
@@ -240,7 +271,7 @@ def rotation_vector(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
 
 
 def body_points(model: Any, data: Any, body: int) -> Float[np.ndarray, "n 3"]:
-    """Points of the geoms of a body and of the bodies fixed to it: mesh vertices, corners of everything else.
+    """Points of the geoms of a body and of the bodies fixed to it: mesh vertices, a grid in the box of anything else.
 
     Collision geoms are what counts in a grasp; a body without any gives its visible ones.
 
@@ -261,8 +292,9 @@ def body_points(model: Any, data: Any, body: int) -> Float[np.ndarray, "n 3"]:
             start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
             local = model.mesh_vert[start : start + count].astype(np.float64)
         else:
-            signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64)
-            local = signs * _half_sizes(model, geom)
+            half = _half_sizes(model, geom)
+            steps = [np.linspace(-size, size, 2 + int(2 * size / _SPACING_M)) for size in half]
+            local = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
         clouds.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
     return np.concatenate(clouds)
 
