@@ -23,7 +23,8 @@ RADIANS_PER_ACTION = 0.5
 MAX_GRASP_M = 0.074
 _REACH_M = 0.035  # from the fingertips to what would meet the palm
 _SPACING_M = 0.04  # of the points that stand for a box
-_CLEAR_M = 0.13  # around an object, for the hand
+_CLEAR_M = 0.1  # around an object, for the hand
+_FAR_M = 0.08  # world x beyond which the arm reaches the table poorly
 _RIM_M = 0.005  # inwards from the outermost point of a rim
 _RIM_DEPTH_M = 0.024
 _HAND_HALF_WIDTH_M = 0.115
@@ -187,7 +188,7 @@ class Arm:
             np.array([here[0] + x, here[1] + y])
             for x in grid
             for y in grid
-            if np.linalg.norm(taken - [here[0] + x, here[1] + y], axis=1).min() > _CLEAR_M
+            if here[0] + x < _FAR_M and np.linalg.norm(taken - [here[0] + x, here[1] + y], axis=1).min() > _CLEAR_M
         ]
         if not free:
             return None
