@@ -38,7 +38,7 @@ def test_every_change_that_matters_changes_the_title() -> None:
         "cameras": ("corner",),
         "rendering": "mujoco-stock",
     }
-    uncounted = {"name", "tasks", "episodes", "summary"}
+    uncounted = {"name", "tasks", "episodes", "num_layouts", "summary"}
     assert set(other) | uncounted == {item.name for item in dataclasses.fields(Protocol)}
     for key, value in other.items():
         needed = {"task_limits": (("*", 9),)} if key == "limit_unit" else {}
@@ -154,3 +154,32 @@ def test_a_robot_must_see_what_the_protocol_shows() -> None:
         protocol.require_robot(MetaWorldFactory(cameras=("corner2", "topview")).robot)
     with pytest.raises(ValueError, match="'mujoco-low-cost', but the policy was trained on 'mujoco-stock'"):
         protocol.require_robot(MetaWorldFactory(rendering="stock").robot)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "steps", "calls"),
+    [
+        ("libero/standard", "libero_spatial/0", 220, None),
+        ("libero/standard", "libero_object/9", 280, None),
+        ("libero/standard", "libero_goal/1", 300, None),
+        ("libero/standard", "libero_10/3", 520, None),
+        ("libero/standard", "libero_90/89", 400, None),
+        ("libero/wav-reference", "libero_object/0", 1000, 280),
+        ("libero/wav-reference", "libero_90/0", 1000, 400),
+    ],
+)
+def test_libero_limits(name: str, task: str, steps: int, calls: int | None) -> None:
+    protocol = get_protocol(name)
+    assert (protocol.step_limit(task), protocol.call_limit(task)) == (steps, calls)
+    assert (protocol.settle_steps, protocol.execution_horizon, protocol.episodes) == (10, 8, 50)
+    assert len(protocol.task_ids) == 130
+    requests = protocol.requests(tasks=("libero_object/*",))
+    assert len(requests) == 500 and {request.layout_seed for request in requests} == {0}
+
+
+def test_a_family_of_initial_states_has_an_end() -> None:
+    with pytest.raises(ValueError, match="50 initial states for each task"):
+        get_protocol("libero/standard").requests(tasks=("libero_object/0",), episodes=51)
+    drawn = get_protocol("libero/standard", layout_seed=7)
+    assert drawn.title == "libero/standard (layout_seed=7)"
+    assert len(drawn.requests(tasks=("libero_object/0",), episodes=51)) == 51

@@ -53,6 +53,8 @@ class Options:
     """Change the protocol: control steps after which an episode counts as a failure."""
     execution_horizon: int | None = None
     """Change the protocol: actions run before the policy is asked again; by default the policy's own number."""
+    rendering: Literal["low_cost", "stock"] | None = None
+    """Change the protocol: how the simulator draws; policies need the one that they were trained on."""
     layout_seed: int | None = None
     """Change the protocol: seed of the family of initial states."""
     seeds: tuple[int, ...] = ()
@@ -89,12 +91,14 @@ def run(options: Options) -> int:
             "many as suit the cores"
         )
     make_pool = _pool_maker(options)
+    from wamkit.envs.render import RENDERING_NAMES
     from wamkit.evaluation.protocol import get_protocol
 
     protocol = get_protocol(
         options.protocol,
         max_steps=options.max_steps,
         execution_horizon=options.execution_horizon,
+        rendering=None if options.rendering is None else RENDERING_NAMES[options.rendering],
         layout_seed=options.layout_seed,
         seeds=options.seeds or None,
     )

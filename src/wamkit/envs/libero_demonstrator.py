@@ -152,19 +152,19 @@ def _open_drawer(arm: Arm, region: str) -> Motion:
     """Take the drawer's handle from the front, with the fingers above and below it, and pull."""
     joint = arm.joint_names(region)[0]
     outwards = -arm.joint(joint)[1]  # drawers open towards negative positions
-    pose = {"yaw": math.atan2(-outwards[0], outwards[1]), "tilt": -_HANDLE_TILT}
+    yaw, tilt = math.atan2(-outwards[0], outwards[1]), -_HANDLE_TILT
     handle = arm.foremost(joint, outwards)
     ready = handle + 0.14 * outwards
-    yield from arm.move(np.array([*ready[:2], ready[2] + 0.1]), gripper=OPEN, tolerance=0.03, **pose)
-    yield from arm.move(ready, gripper=OPEN, tolerance=0.02, **pose)
-    yield from arm.move(handle, gripper=OPEN, tolerance=0.01, max_steps=40, **pose)
-    yield from arm.close(**pose)
+    yield from arm.move(np.array([*ready[:2], ready[2] + 0.1]), gripper=OPEN, tolerance=0.03, yaw=yaw, tilt=tilt)
+    yield from arm.move(ready, gripper=OPEN, tolerance=0.02, yaw=yaw, tilt=tilt)
+    yield from arm.move(handle, gripper=OPEN, tolerance=0.01, max_steps=40, yaw=yaw, tilt=tilt)
+    yield from arm.close(yaw=yaw, tilt=tilt)
     for _ in range(40):
         if arm.joint(joint)[2] < -0.15:
             break
-        yield arm.action(arm.position + 0.03 * outwards, pose["yaw"], CLOSE, tilt=pose["tilt"])
-    yield from arm.stay(6, gripper=OPEN, **pose)
-    yield from arm.move(arm.position + 0.08 * outwards, gripper=OPEN, tolerance=0.03, max_steps=20, **pose)
+        yield arm.action(arm.position + 0.03 * outwards, yaw, CLOSE, tilt=tilt)
+    yield from arm.stay(6, gripper=OPEN, yaw=yaw, tilt=tilt)
+    yield from arm.move(arm.position + 0.08 * outwards, gripper=OPEN, tolerance=0.03, max_steps=20, yaw=yaw, tilt=tilt)
     yield from arm.move(arm.above(0.2), gripper=OPEN, tolerance=0.05, max_steps=30)
 
 

@@ -19,7 +19,7 @@ from wamkit.envs.base import EpisodeRequest
 from wamkit.spec import RobotSpec
 
 LimitUnit = Literal["steps", "calls"]
-UNCOUNTED = ("tasks", "episodes", "summary")
+UNCOUNTED = ("tasks", "episodes", "num_layouts", "summary")
 """Fields that do not change what a trial is: the number of episodes and the choice of tasks stand in the tables."""
 EPISODE_SEED_STRIDE = 100_000
 """Distance between the episode seeds of two protocol seeds; larger than any number of layouts."""
@@ -34,6 +34,7 @@ class Protocol:
         suite: the simulator suite.
         tasks: task ids it covers; empty means every task of the suite.
         layout_seed: seed of the family of initial states; another one than the recordings'.
+        num_layouts: initial states that the family has, when their number is limited.
         episodes: episodes per task and seed unless told otherwise; episode k starts from layout k.
         seeds: seeds of the policy's own draws; each is a full pass over the layouts.
         max_steps: control steps after which an episode of any task counts as a failure.
@@ -51,6 +52,7 @@ class Protocol:
     suite: str
     tasks: tuple[str, ...] = ()
     layout_seed: int
+    num_layouts: int | None = None
     episodes: int
     seeds: tuple[int, ...] = (0,)
     max_steps: int
@@ -152,6 +154,11 @@ class Protocol:
         count = self.episodes if episodes is None else episodes
         if not 1 <= count < EPISODE_SEED_STRIDE:
             raise ValueError(f"expected between 1 and {EPISODE_SEED_STRIDE - 1} episodes per task, got {count}")
+        if self.num_layouts is not None and count > self.num_layouts:
+            raise ValueError(
+                f"protocol {self.title!r} has {self.num_layouts} initial states for each task: expected at most as "
+                f"many episodes, got {count}; use more seeds, or another layout_seed, which draws initial states"
+            )
         return [
             EpisodeRequest(
                 task=task, layout=layout, layout_seed=self.layout_seed, seed=seed * EPISODE_SEED_STRIDE + layout
@@ -182,6 +189,30 @@ class Protocol:
             )
 
 
+def _libero(*, name: str, max_steps: int, limit_unit: LimitUnit, summary: str) -> Protocol:
+    return Protocol(
+        name=name,
+        suite="libero",
+        layout_seed=0,  # the stored initial states
+        num_layouts=50,
+        episodes=50,
+        max_steps=max_steps,
+        task_limits=(
+            ("libero_spatial/*", 220),
+            ("libero_object/*", 280),
+            ("libero_goal/*", 300),
+            ("libero_10/*", 520),
+            ("libero_90/*", 400),
+        ),
+        limit_unit=limit_unit,
+        settle_steps=10,
+        execution_horizon=8,
+        cameras=("agentview", "robot0_eye_in_hand"),
+        rendering="mujoco-stock",
+        summary=summary,
+    )
+
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -207,6 +238,18 @@ PROTOCOLS: dict[str, Protocol] = {
             rendering="mujoco-low-cost",
             summary="gym-aloha, layouts of seed 1042, success (reward 4) at any of 400 steps",
         ),
+        _libero(
+            name="libero/standard",
+            max_steps=520,
+            limit_unit="steps",
+            summary="LIBERO, stored initial states, limits in control steps: the rules of OpenVLA-OFT",
+        ),
+        _libero(
+            name="libero/wav-reference",
+            max_steps=1000,
+            limit_unit="calls",
+            summary="LIBERO as the public WAV code evaluates: limits in policy calls of 8 actions, up to 1000 steps",
+        ),
     )
 }
 
@@ -223,7 +266,11 @@ def get_protocol(name: str, **changes: Any) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose one of {', '.join(sorted(PROTOCOLS))}")
-    return dataclasses.replace(PROTOCOLS[name], **{key: value for key, value in changes.items() if value is not None})
+    named = PROTOCOLS[name]
+    changed = {key: value for key, value in changes.items() if value is not None}
+    if changed.get("layout_seed", named.layout_seed) != named.layout_seed:
+        changed.setdefault("num_layouts", None)  # of the named family
+    return dataclasses.replace(named, **changed)
 
 
 def same_rules(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

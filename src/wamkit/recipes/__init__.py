@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wamkit.recipes.run import Run
-from wamkit.recipes.wav_metaworld import debug, wav_metaworld, wav_metaworld_many
 from wamkit.recipes.wav_published import wav_dualarm, wav_libero
+from wamkit.recipes.wav_small import debug, wav_libero_small, wav_metaworld, wav_metaworld_many
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "wav-metaworld": wav_metaworld,
     "wav-metaworld-many": wav_metaworld_many,
+    "wav-libero-small": wav_libero_small,
     "wav-libero": wav_libero,
     "wav-dualarm": wav_dualarm,
     "debug": debug,
