@@ -19,3 +19,14 @@ def line_world() -> Iterator[ModuleType]:
 
     yield line_world
     sys.path.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def libero_pack() -> Iterator[ModuleType]:
+    """The module that makes scene assets for LIBERO."""
+    folder = str(Path(__file__).parent)
+    sys.path.insert(0, folder)
+    import libero_pack
+
+    yield libero_pack
+    sys.path.remove(folder)

@@ -334,6 +334,7 @@ def _draw(scene: LiberoScene, seed: np.random.SeedSequence) -> None:
     # Fixtures are moved in the model, and things on them are placed relative to where the model had them before.
     for body, (position, quaternion) in scene.fixtures.items():
         scene.model.body_pos[body], scene.model.body_quat[body] = position, quaternion
+    scene.env.robots[0].gripper.current_action = np.zeros(scene.env.robots[0].gripper.dof)  # no reset of its own
 
     # The package draws from numpy's global generator and from no other; a process has one simulator.
     before = np.random.get_state()

@@ -6,13 +6,13 @@ assets of its own accord. Neither happens here: the file is written first, and a
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import importlib.util
 import logging
 import os
 import re
-import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,20 +120,32 @@ def import_package(files: LiberoFiles) -> Any:
     Returns:
         The package's module `libero.libero.envs`.
     """
-    # The import wants a configuration file. It gets one of its own, whatever the user's holds, until the process ends.
-    folder = Path(tempfile.mkdtemp(prefix="wamkit-libero-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _write_config(folder, files)
-    os.environ[CONFIG_VARIABLE] = str(folder)
-    for name in ("robosuite_logs", "robosuite"):  # advice on macro files that nobody needs
+    # Advice on macro files that nobody needs.
+    for name in ("robosuite_logs", "robosuite"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    import libero.libero
+    with _own_configuration(files):
+        import libero.libero
+        import libero.libero.envs
+        import libero.libero.envs.env_wrapper
 
     libero.libero._assets_path_cache = str(files.assets)  # otherwise it may download them
-    import libero.libero.envs
-    import libero.libero.envs.env_wrapper
-
     return libero.libero.envs
+
+
+@contextlib.contextmanager
+def _own_configuration(files: LiberoFiles) -> Iterator[None]:
+    """A configuration file for the import, whatever the user's holds; the package reads it then and never again."""
+    before = os.environ.get(CONFIG_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="wamkit-libero-") as folder:
+        _write_config(Path(folder), files)
+        os.environ[CONFIG_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CONFIG_VARIABLE]
+            else:
+                os.environ[CONFIG_VARIABLE] = before
 
 
 def explain_missing(error: Exception, task: str, files: LiberoFiles) -> FileNotFoundError | None:
