@@ -31,7 +31,7 @@ def is_installed() -> bool:
 
 pytestmark = [
     pytest.mark.sim,
-    pytest.mark.skipif(not is_installed(), reason="LIBERO is not installed (bash runs/setup.sh libero)"),
+    pytest.mark.skipif(not is_installed(), reason="LIBERO is not installed (bash runs/setup_extras.sh libero)"),
 ]
 SOUP = "libero_object/0"
 

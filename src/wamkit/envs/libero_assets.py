@@ -29,7 +29,7 @@ _MARK = Path("scenes/libero_tabletop_base_style.xml")
 _MISSING = re.compile(r"Error opening file|No such file")  # of MuJoCo's compiler
 _INSTALL = (
     "pip install 'wamkit[libero]' and then pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1 "
-    "(in a checkout: bash runs/setup.sh libero)"
+    "(in a checkout: bash runs/setup_extras.sh libero)"
 )
 
 

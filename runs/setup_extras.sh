@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Adds what the development set-up leaves out, into the same .venv; running it again takes a moment.
+#
+#   bash runs/setup_extras.sh libero         LIBERO's code (its scene assets are a download of their own, see README)
+#   bash runs/setup_extras.sh libero ray     and Ray, for simulators on several machines
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ $# -gt 0 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+bash runs/setup.sh
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+[ -t 2 ] || export PIP_QUIET=2
+
+is_there() { # distribution==version...
+    .venv/bin/python -c 'import importlib.metadata as metadata, sys
+for wanted in sys.argv[1:]:
+    name, _, version = wanted.partition("==")
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        raise SystemExit(1)
+    if version and found != version:
+        raise SystemExit(1)' "$@" </dev/null
+}
+
+for extra in "$@"; do
+    case "$extra" in
+        libero)
+            # Without their own requirements, which bring torchvision and gigabytes of CUDA; the extra names what they need.
+            packages=(hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1)
+            is_there "${packages[@]}" numba opencv-python-headless easydict && continue
+            .venv/bin/python -m pip install -e ".[libero]" -c constraints.txt </dev/null >&2
+            .venv/bin/python -m pip install --no-deps "${packages[@]}" </dev/null >&2
+            ;;
+        ray)
+            is_there ray || .venv/bin/python -m pip install -e ".[ray]" -c constraints.txt </dev/null >&2
+            ;;
+        *)
+            printf 'expected libero or ray, got %s\n' "$extra" >&2
+            exit 2
+            ;;
+    esac
+    printf 'setup: %s is installed\n' "$extra" >&2
+done
