@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from wamkit.envs import require_demonstrator
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest, Simulator, demonstrate, reset, run_chunk
 from wamkit.envs.libero import NO_OP, STEP_LIMIT, STORED, LiberoFactory, LiberoSimulator
 from wamkit.envs.libero_assets import ASSETS_VARIABLE, find_files, find_package
@@ -156,6 +157,7 @@ def test_pixels_and_states_are_those_of_the_packages_own_observations(pack: Path
     run_script(
         f"""
 import numpy as np
+from wamkit.envs import require_demonstrator
 from wamkit.envs.base import EpisodeRequest
 from wamkit.envs.libero import LiberoFactory
 simulator = LiberoFactory(rendering="stock", height=96, width=96)()
@@ -288,6 +290,7 @@ import socket
 def refuse(*arguments, **settings):
     raise AssertionError("the import went to the network")
 socket.socket.connect = refuse
+from wamkit.envs import require_demonstrator
 from wamkit.envs.base import EpisodeRequest
 from wamkit.envs.libero import LiberoFactory
 simulator = LiberoFactory(height=32, width=32)()
@@ -300,12 +303,27 @@ simulator.close()
     assert not (tmp_path / ".libero").exists()
 
 
+def test_tasks_without_a_script_are_told_before_anything_is_made(pack: Path, tmp_path: Path) -> None:
+    scripted = [task for suite in ("libero_spatial", "libero_object", "libero_goal") for task in task_ids(suite)]
+    require_demonstrator("libero", scripted)
+    require_demonstrator("metaworld", ["drawer-open-v3"])
+    output = tmp_path / "data"
+    command = ["record", SOUP, "libero_10/3", "--suite", "libero", "--output", str(output)]
+    done = subprocess.run([sys.executable, "-m", "wamkit", *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not output.exists()
+    assert "libero_10/3 (no script for: close white_cabinet_1_bottom_region); leave them out" in unwrapped(done.stderr)
+
+
 def test_the_published_robot_fits_the_simulator(pack: Path) -> None:
     from wamkit.recipes.published_robots import libero_robot
 
     published = libero_robot()
     offered = LiberoFactory(height=256, width=256, rendering="stock").robot
     require_match(published, offered, wanted_by="a published policy", offered_by="LIBERO", in_order=True)
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
 
 
 def run_script(script: str, **environment: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.envs import choices_error, suite_factory, suite_tasks
+from wamkit.envs import choices_error, require_demonstrator, suite_factory, suite_tasks
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
 from wamkit.envs.gl import choose_backend
 from wamkit.progress import ProgressBar
@@ -88,6 +88,7 @@ def run(options: Options) -> int:
             raise choices_error(f"{options.suite} task", task, known)
     max_attempts = _max_attempts(options)
     factory = _factory(options)
+    require_demonstrator(options.suite, options.tasks)
     with LeRobotWriter(options.output, factory.robot) as writer:
         if writer.num_episodes == 0 and writer.notes.get(_NOTES) != _settings(options):
             writer.set_notes({_NOTES: _settings(options)})  # nothing was recorded with other settings

@@ -20,6 +20,7 @@ _TASKS: dict[str, str] = {
     "libero": "wamkit.envs.libero_tasks:task_sentences",
     "metaworld": "wamkit.envs.metaworld_tasks:task_sentences",
 }
+_UNSCRIPTED: dict[str, str] = {"libero": "wamkit.envs.libero_demonstrator:unscripted_tasks"}
 
 
 def suite_factory(name: str) -> Any:
@@ -48,6 +49,21 @@ def suite_sentences(name: str) -> dict[str, str]:
     """
     sentences: dict[str, str] = _load(_TASKS, name)()
     return sentences
+
+
+def require_demonstrator(suite: str, tasks: Sequence[str]) -> None:
+    """Refuse tasks that no scripted demonstrator can do; most suites have one for every task.
+
+    Raises:
+        ValueError: naming the tasks and what is lacking.
+        ModuleNotFoundError: the suite's package is not installed.
+        FileNotFoundError: its files are missing.
+    """
+    if suite in _UNSCRIPTED:
+        missing: dict[str, str] = _load(_UNSCRIPTED, suite)(tasks)
+        if missing:
+            listed = "; ".join(f"{task} (no script for: {lacking})" for task, lacking in missing.items())
+            raise ValueError(f"expected tasks with a scripted demonstrator, got {listed}; leave them out")
 
 
 def choices_error(what: str, got: str, choices: Sequence[str]) -> ValueError:

@@ -26,6 +26,7 @@ ASSETS_VARIABLE = "WAMKIT_LIBERO_ASSETS"
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 _PACKAGES = ("libero", "robosuite", "bddl", "mujoco", "numba", "cv2", "gymnasium", "easydict", "future", "matplotlib")
 _MARK = Path("scenes/libero_tabletop_base_style.xml")
+_PREDICATE = re.compile(r"\(\s*((?!and\b)[A-Za-z]+(?:\s+\w+)+)\s*\)", re.IGNORECASE)  # of a task file's goal
 _MISSING = re.compile(r"Error opening file|No such file")  # of MuJoCo's compiler
 _INSTALL = (
     "pip install 'wamkit[libero]' and then pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1 "
@@ -49,6 +50,11 @@ class LiberoFiles:
         """The BDDL file that defines a task's scene and goal."""
         suite, name = suite_and_name(task)
         return self.package / "bddl_files" / suite / f"{name}.bddl"
+
+    def goals(self, task: str) -> list[list[str]]:
+        """The predicates of a task's goal with their arguments, for instance `["in", "milk_1", "basket_1…"]`."""
+        text = self.task_file(task).read_text()
+        return [found.lower().split() for found in _PREDICATE.findall(text[text.index("(:goal") + len("(:goal") :])]
 
     def initial_states(self, task: str) -> Float64[np.ndarray, "n q"]:
         """The initial states stored for a task: time, positions and velocities, one row each.

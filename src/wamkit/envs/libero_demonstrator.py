@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from wamkit.envs.libero_assets import find_files
 from wamkit.envs.libero_motion import CLOSE, OPEN, Arm, Motion, Point
 
 APPROACH_M = 0.12
@@ -40,6 +41,19 @@ def demonstrator(env: Any) -> Motion:
 def unscripted(goals: Sequence[Goal]) -> list[str]:
     """Those goals of a task file that no script reaches, as text."""
     return [" ".join(goal) for goal in goals if _script(goal) is None]
+
+
+def unscripted_tasks(tasks: Sequence[str]) -> dict[str, str]:
+    """Those of some LIBERO tasks that have no script, each with the goals that none reaches.
+
+    Raises:
+        ValueError: an unknown task.
+        ModuleNotFoundError: LIBERO is not installed.
+        FileNotFoundError: its scene assets are missing.
+    """
+    files = find_files()
+    missing = {task: ", ".join(unscripted(files.goals(task))) for task in tasks}
+    return {task: goals for task, goals in missing.items() if goals}
 
 
 def _run(arm: Arm, goals: Sequence[Goal]) -> Motion:
