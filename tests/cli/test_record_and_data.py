@@ -30,6 +30,13 @@ def record(root: Path, *arguments: str) -> int:
     return main(["record", "button-press-topdown-v3", "--output", str(root), *SMALL, *arguments])
 
 
+def test_a_pattern_names_tasks(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["record", "button-press-topdown-v?", "--output", str(dataset), "--episodes", "1", *SMALL]
+    assert main([*command, "--json"]) == 0
+    assert [task["task"] for task in json.loads(capsys.readouterr().out)["tasks"]] == ["button-press-topdown-v3"]
+    assert main(["record", "buton-*", *command[2:]]) == 2
+
+
 def test_recording_continues_where_it_stopped(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record(dataset, "--episodes", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["new_episodes"] == 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.envs import choices_error, require_demonstrator, suite_factory, suite_tasks
+from wamkit.envs import choices_error, match_tasks, require_demonstrator, suite_factory, suite_tasks
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
 from wamkit.envs.gl import choose_backend
 from wamkit.progress import ProgressBar
@@ -43,7 +43,8 @@ class Options:
     """Options of `wamkit record`."""
 
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TASK...")]
-    """Task ids, for instance drawer-open-v3; episodes are stored in this order."""
+    """Task ids, for instance drawer-open-v3, or shell-style patterns such as 'libero_object/*'; episodes are stored in
+    this order."""
     output: Path
     """Dataset folder: made, or continued."""
     episodes: int = 40
@@ -83,9 +84,10 @@ def run(options: Options) -> int:
         if getattr(options, name) < 0:
             raise ValueError(f"expected {name} of 0 or more, got {getattr(options, name)}")
     known = suite_tasks(options.suite)
-    for task in options.tasks:
-        if task not in known:
-            raise choices_error(f"{options.suite} task", task, known)
+    chosen, unknown = match_tasks(options.tasks, known)
+    if unknown:
+        raise choices_error(f"{options.suite} task", unknown[0], known)
+    options = dataclasses.replace(options, tasks=chosen)
     max_attempts = _max_attempts(options)
     factory = _factory(options)
     require_demonstrator(options.suite, options.tasks)

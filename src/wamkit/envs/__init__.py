@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,18 @@ def suite_sentences(name: str) -> dict[str, str]:
     """
     sentences: dict[str, str] = _load(_TASKS, name)()
     return sentences
+
+
+def match_tasks(names: Sequence[str], known: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Tasks by id or by shell-style pattern such as `libero_object/*`, each once, and the names that fit none.
+
+    Args:
+        names: ids and patterns; the tasks that a pattern fits come in the order of `known`.
+        known: all ids.
+    """
+    chosen = {name: [name] if name in known else fnmatch.filter(known, name) for name in names}
+    unknown = [name for name, found in chosen.items() if not found]
+    return tuple(dict.fromkeys(task for found in chosen.values() for task in found)), unknown
 
 
 def require_demonstrator(suite: str, tasks: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from wamkit.envs import suite_tasks
+from wamkit.envs import match_tasks, suite_tasks
 from wamkit.envs.base import EpisodeRequest
 from wamkit.spec import RobotSpec
 
@@ -130,15 +130,14 @@ class Protocol:
             ValueError: an unknown task, or a pattern that no task fits.
         """
         known = self.task_ids
-        chosen = {task: [task] if task in known else fnmatch.filter(known, task) for task in tasks}
-        unknown = [task for task, found in chosen.items() if not found]
+        chosen, unknown = match_tasks(tasks, known)
         if unknown:
             close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
             guess = f" (did you mean {close[0]}?)" if close else ""
             raise ValueError(
                 f"protocol {self.name!r} has no task {', '.join(unknown)}{guess}; it covers {', '.join(known)}"
             )
-        return tuple(dict.fromkeys(task for found in chosen.values() for task in found)) or known
+        return chosen or known
 
     def requests(self, *, tasks: Sequence[str] = (), episodes: int | None = None) -> list[EpisodeRequest]:
         """The episodes to run, task by task, seed by seed, layout by layout.
