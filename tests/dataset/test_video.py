@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from wamkit.data.video import VideoError, VideoReader, VideoSettings, encode_video, read_frames, require_length
+from wamkit.data.video_files import VideoFiles
 
 
 def counting_frames(num: int, height: int = 64, width: int = 64) -> np.ndarray:
@@ -28,31 +29,37 @@ def read_number(frame: np.ndarray) -> int:
     return int(np.packbits(bits)[0])
 
 
+@pytest.fixture(params=["one file", "many files"])
+def read(request):
+    """Both ways to read frames: what one gives or refuses, the other does."""
+    return read_frames if request.param == "one file" else VideoFiles().read
+
+
 def write_video(path: Path, num: int = 60, fps: int = 80, **settings) -> Path:
     path.write_bytes(encode_video(counting_frames(num), fps=fps, settings=VideoSettings(**settings)))
     return path
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
-def test_every_frame_comes_back_by_index(tmp_path, codec):
+def test_every_frame_comes_back_by_index(read, tmp_path, codec):
     path = write_video(tmp_path / "a.mp4", codec=codec)
-    frames = read_frames(path, range(60), fps=80, length=60)
+    frames = read(path, range(60), fps=80, length=60)
     assert frames.shape == (60, 64, 64, 3) and frames.dtype == np.uint8
     assert [read_number(frame) for frame in frames] == list(range(60))
     assert np.abs(frames.astype(int) - counting_frames(60)).mean() < 6
 
 
 @pytest.mark.parametrize("interval", [1, 2, 10, 250])
-def test_random_access_equals_decoding_in_order(tmp_path, interval):
+def test_random_access_equals_decoding_in_order(read, tmp_path, interval):
     path = write_video(tmp_path / "a.mp4", keyframe_interval=interval)
-    straight = read_frames(path, range(60), fps=80)
+    straight = read(path, range(60), fps=80)
     rng = np.random.default_rng(0)
     for _ in range(10):
         indices = [int(i) for i in rng.integers(0, 60, size=7)]
-        np.testing.assert_array_equal(read_frames(path, indices, fps=80), straight[indices])
+        np.testing.assert_array_equal(read(path, indices, fps=80), straight[indices])
 
 
-def test_reordered_frames_are_found_exactly(tmp_path):
+def test_reordered_frames_are_found_exactly(read, tmp_path):
     # Encoders with B-frames store frames out of order, and seeking may land behind the frame asked for.
     path = tmp_path / "b.mp4"
     with av.open(str(path), "w") as container:
@@ -65,18 +72,18 @@ def test_reordered_frames_are_found_exactly(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     for index in range(90):
-        assert read_number(read_frames(path, [index], fps=30)[0]) == index
+        assert read_number(read(path, [index], fps=30)[0]) == index
 
 
-def test_indices_may_repeat_and_come_in_any_order(tmp_path):
+def test_indices_may_repeat_and_come_in_any_order(read, tmp_path):
     path = write_video(tmp_path / "a.mp4")
-    frames = read_frames(path, [59, 3, 3, 40, 0], fps=80)
+    frames = read(path, [59, 3, 3, 40, 0], fps=80)
     assert [read_number(frame) for frame in frames] == [59, 3, 3, 40, 0]
 
 
-def test_an_episode_may_start_inside_the_file(tmp_path):
+def test_an_episode_may_start_inside_the_file(read, tmp_path):
     path = write_video(tmp_path / "a.mp4", fps=30)
-    frames = read_frames(path, [0, 5, 9], fps=30, start_s=20 / 30, length=40)
+    frames = read(path, [0, 5, 9], fps=30, start_s=20 / 30, length=40)
     assert [read_number(frame) for frame in frames] == [20, 25, 29]
 
 
@@ -104,12 +111,12 @@ def test_header_says_what_was_encoded(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.6, 0.95])
-def test_a_truncated_file_is_refused(tmp_path, keep):
+def test_a_truncated_file_is_refused(read, tmp_path, keep):
     path = write_video(tmp_path / "cut.mp4")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(VideoError, match=r"cut\.mp4: expected .*, got .*record the episode again or exclude"):
-        read_frames(path, [50], fps=80)
+        read(path, [50], fps=80)
 
 
 def fast_start(path: Path) -> bytes:
@@ -124,13 +131,13 @@ def fast_start(path: Path) -> bytes:
     return target.read_bytes()
 
 
-def test_a_file_cut_behind_its_index_gives_the_whole_frames_only(tmp_path):
+def test_a_file_cut_behind_its_index_gives_the_whole_frames_only(read, tmp_path):
     path = write_video(tmp_path / "a.mp4")
     data = fast_start(path)
     path.write_bytes(data[: len(data) * 7 // 10])
-    assert read_number(read_frames(path, [10], fps=80)[0]) == 10
+    assert read_number(read(path, [10], fps=80)[0]) == 10
     with pytest.raises(VideoError, match=r"expected .*0\.6875.*got"):
-        read_frames(path, [55], fps=80)
+        read(path, [55], fps=80)
     with VideoReader(path) as reader:
         require_length(reader.info, path, num_frames=60)  # the header alone does not show the cut
         with pytest.raises(VideoError, match=r"expected 60 readable frames, got \d+ before damaged data"):
@@ -147,26 +154,26 @@ def test_damaged_bytes_are_noticed(tmp_path):
         reader.count_frames()
 
 
-def test_a_short_video_is_refused_with_both_counts(tmp_path):
+def test_a_short_video_is_refused_with_both_counts(read, tmp_path):
     path = write_video(tmp_path / "a.mp4", num=40)
     with pytest.raises(VideoError, match=r"expected 60 frames or more, got 40"):
-        read_frames(path, [0], fps=80, length=60)
+        read(path, [0], fps=80, length=60)
     with pytest.raises(VideoError, match=r"expected a frame at 0\.7250.*40 frames announced.*got the end"):
-        read_frames(path, [58], fps=80)
+        read(path, [58], fps=80)
 
 
-def test_a_wrong_rate_is_refused_with_both_times(tmp_path):
+def test_a_wrong_rate_is_refused_with_both_times(read, tmp_path):
     path = write_video(tmp_path / "a.mp4", fps=80)
     with pytest.raises(VideoError, match=r"expected a frame at 0\.033333 s, got frames at 0\.025000 s and 0\.037500 s"):
-        read_frames(path, [1], fps=30)
+        read(path, [1], fps=30)
 
 
-def test_missing_and_foreign_files_are_named(tmp_path):
+def test_missing_and_foreign_files_are_named(read, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.mp4"):
-        read_frames(tmp_path / "none.mp4", [0], fps=80)
+        read(tmp_path / "none.mp4", [0], fps=80)
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(VideoError, match=r"text\.mp4: expected a complete MP4 file"):
-        read_frames(tmp_path / "text.mp4", [0], fps=80)
+        read(tmp_path / "text.mp4", [0], fps=80)
 
 
 def test_settings_that_cannot_work_are_refused():

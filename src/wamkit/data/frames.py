@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,14 @@ from wamkit.spec import Preprocess, SpecMismatch
 
 logger = logging.getLogger(__name__)
 
+_MOST_THREADS = 8  # of decoding; more would wait for the interpreter
+
 
 class FrameStore:
     """Frames by episode and row, of some cameras, in one size.
 
     Args:
-        dataset: decodes them.
+        dataset: decodes them; its `frames` is called from several threads.
         entries: its episodes that are wanted.
         cameras: in view order.
         image_size: (height, width) of the frames given out; `None` is the recorded size.
@@ -59,7 +62,7 @@ class FrameStore:
         # Refuses a size that does not fit now, rather than at the first batch.
         fit_images(torch.zeros(0, *self._recorded, dtype=torch.uint8), **self._wanted())
         self._shape = self._recorded if keep_recorded else (*self.image_size, 3)
-        self._lock = threading.Lock()  # a decoder is not safe to share between the prefetch thread and the caller
+        self._num_threads = min(_num_cores(), _MOST_THREADS)
         self._frames = self._decode_all(progress) if self._fits(cache_frames) else None
 
     @property
@@ -88,11 +91,17 @@ class FrameStore:
             index = self._offsets[position][:, None, None] + view_start + rows[:, None, :]
             return np.take(self._frames, index, axis=0).reshape(*index.shape, *self._shape)
         video = np.empty((len(position), num_views, rows.shape[1], *self._shape), dtype=np.uint8)
-        with self._lock:
-            for item, at in enumerate(position):
-                unique, inverse = np.unique(rows[item], return_inverse=True)
-                for view, camera in enumerate(self._cameras):
-                    video[item, view] = self._decode(self._entries[at], camera, unique.tolist())[inverse]
+        # Windows of one episode are decoded in one pass, and episodes in rising order.
+        wanted = {}
+        for at in np.unique(position).tolist():
+            items = np.flatnonzero(position == at)
+            unique, inverse = np.unique(rows[items], return_inverse=True)
+            wanted[at] = (unique.tolist(), list(zip(items.tolist(), inverse.reshape(len(items), -1), strict=True)))
+        tasks = [(at, view) for at in wanted for view in range(num_views)]
+        requests = [(self._entries[at], self._cameras[view], wanted[at][0]) for at, view in tasks]
+        for (at, view), frames in zip(tasks, self._decoded(requests), strict=True):
+            for item, places in wanted[at][1]:
+                np.take(frames, places, axis=0, out=video[item, view], mode="clip")
         return video
 
     def _recorded_shape(self) -> tuple[int, int, int]:
@@ -124,22 +133,43 @@ class FrameStore:
         """Frames of every view, uint8 `[view * row, h * w * c]`: one axis, so that a batch is a single gather."""
         num_rows, num_views = int(self._offsets[-1]), len(self._cameras)
         frames = np.empty((num_views, num_rows, *self._shape), dtype=np.uint8)
-        for position, entry in enumerate(self._entries):
-            rows = slice(self._offsets[position], self._offsets[position + 1])
-            for view, camera in enumerate(self._cameras):
-                frames[view, rows] = self._decode(entry, camera, range(entry.length))
-            if progress is not None:
+        tasks = [(position, view) for position in range(len(self._entries)) for view in range(num_views)]
+        requests = ((self._entries[at], self._cameras[view], range(self._entries[at].length)) for at, view in tasks)
+        for (position, view), decoded in zip(tasks, self._decoded(requests), strict=True):
+            frames[view, self._offsets[position] : self._offsets[position + 1]] = decoded
+            if progress is not None and view == num_views - 1:
                 progress(position + 1, len(self._entries))
         return frames.reshape(num_views * num_rows, -1)
 
+    def _decoded(self, requests: Iterable[tuple[EpisodeEntry, str, Sequence[int]]]) -> Iterator[np.ndarray]:
+        """Frames of each request in turn, in the size in which they are kept; a few requests are decoded at once.
+
+        An error is raised at its request, and what is under way then ends first.
+        """
+        pool = ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="decoding")
+        try:
+            pending: deque[Future[np.ndarray]] = deque()
+            for request in requests:
+                pending.append(pool.submit(self._decode, *request))
+                if len(pending) > 2 * self._num_threads:
+                    yield self._fitted(pending.popleft().result())
+            while pending:
+                yield self._fitted(pending.popleft().result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
     def _decode(self, entry: EpisodeEntry, camera: str, indices: Sequence[int]) -> np.ndarray:
-        """Frames in the size in which they are kept."""
+        """Frames in the recorded size."""
         frames = self._dataset.frames(entry.index, camera, indices)
         if frames.shape != (len(indices), *self._recorded) or frames.dtype != np.uint8:
             raise ValueError(
                 f"episode {entry.index}, camera {camera!r}: expected uint8 frames of shape "
                 f"{(len(indices), *self._recorded)}, got {frames.dtype} of {frames.shape}; record the episode again"
             )
+        return frames
+
+    def _fitted(self, frames: np.ndarray) -> np.ndarray:
+        """Not in the decoding threads: each would start torch's own threads."""
         if self._shape == self._recorded:
             return frames
         return fit_images(torch.from_numpy(np.ascontiguousarray(frames)), **self._wanted()).numpy()
@@ -147,6 +177,11 @@ class FrameStore:
     def _wanted(self) -> dict[str, Any]:
         height, width = self.image_size
         return {"height": height, "width": width, "preprocess": self._preprocess}
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_memory() -> int:

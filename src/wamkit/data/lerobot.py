@@ -25,7 +25,8 @@ from wamkit.data.episode_stats import Stats, from_columns
 from wamkit.data.file_facts import data_file_facts, no_data, read_footer, video_file_facts
 from wamkit.data.info import LAYOUTS, read_info
 from wamkit.data.layout import DatasetError, EpisodePlace, EpisodeRecord, Layout
-from wamkit.data.video import VideoError, VideoReader, read_frames, require_length
+from wamkit.data.video import VideoError, VideoReader, require_length
+from wamkit.data.video_files import VideoFiles
 from wamkit.spec import RobotSpec
 
 _READERS = 8
@@ -58,6 +59,7 @@ class LeRobotDataset:
             words.camera_name(key): key for key, feature in self.features.items() if words.is_camera(feature)
         }
         self._fingerprint: str | None = None
+        self._videos = VideoFiles()
         if check:
             self._check()
 
@@ -182,7 +184,8 @@ class LeRobotDataset:
 
         Raises:
             ValueError: unknown camera, or an index outside the episode.
-            VideoError: the video is short or damaged.
+            FileNotFoundError: the video is gone.
+            VideoError: it is short or damaged.
         """
         record, place = self._record(episode), self.place(episode)
         key = self.camera_key(camera)
@@ -194,7 +197,10 @@ class LeRobotDataset:
         if self.features[key]["dtype"] == "image":
             return self._embedded_images(episode, key, wanted)
         video = place.videos[key]
-        return read_frames(video.path, wanted, fps=self.fps, start_s=video.start_s, length=record.length)
+        try:
+            return self._videos.read(video.path, wanted, fps=self.fps, start_s=video.start_s, length=record.length)
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"episode {episode}, camera {camera!r}: {error}") from error
 
     def place(self, episode: int) -> EpisodePlace:
         """Which part of which files an episode is."""

@@ -159,10 +159,10 @@ class VideoReader:
         try:
             self._container = av.open(str(path), options={"err_detect": "explode"})
         except (OSError, ValueError) as error:
-            raise _broken(path, "a complete MP4 file", f"one that cannot be opened ({_reason(error)})") from error
+            raise broken(path, "a complete MP4 file", f"one that cannot be opened ({reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
-            raise _broken(path, "a video stream", "a file without one")
+            raise broken(path, "a video stream", "a file without one")
         self._reformatter = VideoReformatter()
         self._stream: Any = self._container.streams.video[0]
         # A thread per core costs more to start than these small frames cost to decode; callers read files in parallel.
@@ -218,25 +218,25 @@ class VideoReader:
             for frame in self._decode_from(target):
                 time = float(frame.pts * frame.time_base)
                 if time > target + TIME_TOLERANCE_S:
-                    raise _broken(self.path, f"a frame at {target:.6f} s", f"frames at {_shown(last)} and {time:.6f} s")
+                    raise broken(self.path, f"a frame at {target:.6f} s", f"frames at {_shown(last)} and {time:.6f} s")
                 last = time
                 if time < target - TIME_TOLERANCE_S:
                     continue
                 if frame.is_corrupt:
-                    raise _broken(self.path, f"a whole frame at {target:.6f} s", "a damaged one")
-                found[target] = self._reformatter.reformat(frame, format="rgb24", **_CONVERSION).to_ndarray()
+                    raise broken(self.path, f"a whole frame at {target:.6f} s", "a damaged one")
+                found[target] = self.to_rgb(frame)
                 following = next(remaining, None)
                 if following is None:
                     return found
                 target = following
         except (OSError, EOFError, av.FFmpegError) as error:
-            raise _broken(
+            raise broken(
                 self.path,
                 f"a readable frame at {target:.6f} s",
-                f"damaged data after {_shown(last)} ({_reason(error)})",
+                f"damaged data after {_shown(last)} ({reason(error)})",
             ) from error
         expected = f"a frame at {target:.6f} s ({self._stream.frames} frames announced)"
-        raise _broken(self.path, expected, f"the end of the video after {_shown(last)}")
+        raise broken(self.path, expected, f"the end of the video after {_shown(last)}")
 
     def _decode_from(self, time: float) -> Iterator[Any]:
         """Frames from the key-frame at or before `time` on, in presentation order."""
@@ -259,12 +259,45 @@ class VideoReader:
         Raises:
             VideoError: the file ends early.
         """
+        packets = [packet for packet in self.packets() if packet.pts is not None]
+        return sorted(float(packet.pts * packet.time_base) for packet in packets if not packet.is_discard)
+
+    def packets(self) -> list[Any]:
+        """The stored pieces of the video (`av.Packet`), a frame each, in the order of decoding.
+
+        Raises:
+            VideoError: the file ends early.
+        """
         try:
             self._container.seek(0, stream=self._stream, backward=True)
-            packets = [packet for packet in self._container.demux(self._stream) if packet.pts is not None]
+            return [packet for packet in self._container.demux(self._stream) if packet.size]
         except (OSError, EOFError, av.FFmpegError) as error:
-            raise _broken(self.path, f"{self._stream.frames} frames", f"damaged data ({_reason(error)})") from error
-        return sorted(float(packet.pts * packet.time_base) for packet in packets if not packet.is_discard)
+            raise broken(self.path, f"{self._stream.frames} frames", f"damaged data ({reason(error)})") from error
+
+    def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of a decoded frame (`av.VideoFrame`), read-only."""
+        rgb = self._reformatter.reformat(frame, format="rgb24", **_CONVERSION)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # of which the end may be padding
+        return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+
+    @property
+    def codec(self) -> Any:
+        """The decoder (`av.CodecContext`), for callers that read packets themselves."""
+        return self._stream.codec_context
+
+    @property
+    def decoder_settings(self) -> tuple[Any, ...]:
+        """Everything that the decoder was made with; files in which it is equal can share one."""
+        codec = self._stream.codec_context
+        colours = (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc)
+        sizes = (self._stream.width, self._stream.height, str(self._stream.pix_fmt))
+        return (codec.codec.name, bytes(codec.extradata or b""), *sizes, *colours)
+
+    @property
+    def container_names(self) -> frozenset[str]:
+        """FFmpeg's names of the container."""
+        return frozenset(self._container.format.name.split(","))
 
     def count_frames(self) -> int:
         """Decode the whole file and count; the only sure way to find damage.
@@ -277,11 +310,11 @@ class VideoReader:
             self._container.seek(0, stream=self._stream, backward=True)
             for frame in self._container.decode(self._stream):
                 if frame.is_corrupt:
-                    raise _broken(self.path, f"{self._stream.frames} whole frames", f"damage after frame {count - 1}")
+                    raise broken(self.path, f"{self._stream.frames} whole frames", f"damage after frame {count - 1}")
                 count += 1
         except (OSError, EOFError, av.FFmpegError) as error:
             expected = f"{self._stream.frames} readable frames"
-            raise _broken(self.path, expected, f"{count} before damaged data ({_reason(error)})") from error
+            raise broken(self.path, expected, f"{count} before damaged data ({reason(error)})") from error
         return count
 
     def close(self) -> None:
@@ -326,10 +359,11 @@ def require_length(info: VideoInfo, path: Path, *, num_frames: int) -> None:
         VideoError: naming the file, both counts and what to do.
     """
     if info.num_frames < num_frames:
-        raise _broken(path, f"{num_frames} frames or more", f"{info.num_frames}")
+        raise broken(path, f"{num_frames} frames or more", f"{info.num_frames}")
 
 
-def _broken(path: Path, expected: str, got: str) -> VideoError:
+def broken(path: Path, expected: str, got: str) -> VideoError:
+    """The error for a file that is not what it should be."""
     return VideoError(f"video {path}: expected {expected}, got {got}; record the episode again or exclude it")
 
 
@@ -337,5 +371,6 @@ def _shown(time: float | None) -> str:
     return "the start" if time is None else f"{time:.6f} s"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What a decoder's error says."""
     return getattr(error, "strerror", None) or str(error)
