@@ -277,7 +277,7 @@ class VideoReader:
     def to_rgb(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of a decoded frame (`av.VideoFrame`), read-only."""
         rgb = self._reformatter.reformat(frame, format="rgb24", **_CONVERSION)
-        plane = rgb.planes[0]
+        plane: Any = rgb.planes[0]
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)  # of which the end may be padding
         return rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
