@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,19 @@ def test_this_machine_is_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert answer["healthy"] == (status == 0) == (not problems)
     assert found["packages"]["facts"]["mujoco"] == "3.3.0"
     assert found["rendering"]["facts"]["backend"] in ("egl", "osmesa")
+
+
+def test_libero_with_and_without_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip("LIBERO is not installed (bash runs/setup_extras.sh libero)")
+    monkeypatch.setenv(doctor.ASSETS_VARIABLE, str(tmp_path))
+    check = doctor._libero()
+    assert not check.problem and doctor.ASSETS_VARIABLE in check.found and check.facts == {"assets": None}
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "libero_tabletop_base_style.xml").write_text("<mujoco/>")
+    assert doctor._libero().facts == {"assets": str(tmp_path.resolve())}
+    monkeypatch.setattr("wamkit.envs.libero_assets._PACKAGES", ("libero", "a_package_that_is_not_there"))
+    assert "a_package_that_is_not_there, not installed here" in doctor._libero().found
 
 
 def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wamkit import __version__
+from wamkit.envs.libero_assets import ASSETS_VARIABLE, find_files, find_package
 
 PINNED = {
     "mujoco": "3.3.0",
     "metaworld": "3.1.1",
     "gym-aloha": "0.1.5",
     "dm-control": "1.0.28",
+    "hf-libero": "0.1.4",
+    "robosuite": "1.4.0",
 }  # other versions render or simulate differently
 VIDEO_CODECS = {"h264": ("libx264", "h264"), "av1": ("libsvtav1", "libdav1d")}  # name: our encoder, our decoder
 MIN_FREE_GB = 5.0
@@ -64,7 +67,7 @@ def examine(folder: Path = Path()) -> Iterator[Check]:
     Args:
         folder: where data and checkpoints would be written; its disk is looked at.
     """
-    looks: tuple[Callable[[], Check], ...] = (_python, _packages, _torch, _torchvision, _rendering, _video)
+    looks: tuple[Callable[[], Check], ...] = (_python, _packages, _torch, _torchvision, _rendering, _libero, _video)
     for look in looks:
         yield look()
     yield _disk(folder)
@@ -132,6 +135,20 @@ def _rendering() -> Check:
     found, error = _try(_GL_PROGRAM)
     facts = {"backend": found.partition(" ")[0] or None, "MUJOCO_GL": os.environ.get("MUJOCO_GL")}
     return Check(name="rendering", found=f"{found}, check frame fine" if found else "none", problem=error, facts=facts)
+
+
+def _libero() -> Check:
+    """LIBERO is optional, and without scene assets most of it is of use still; neither is a problem of the machine."""
+    try:
+        find_package()
+    except ModuleNotFoundError as error:
+        return Check(name="libero", found=f"not installed: {error}", facts={"assets": None})
+    try:
+        assets = find_files().assets
+    except FileNotFoundError:
+        found = f"installed, but its scene assets are not here; {ASSETS_VARIABLE} may name their folder"
+        return Check(name="libero", found=found, facts={"assets": None})
+    return Check(name="libero", found=f"installed, scene assets in {assets}", facts={"assets": str(assets)})
 
 
 def _video() -> Check:
