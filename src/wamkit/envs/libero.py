@@ -8,6 +8,7 @@ Source: Liu et al., "LIBERO", arXiv 2306.03310; packages `hf-libero` 0.1.4 and `
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ CAMERAS = (*LIBERO_CAMERAS, "frontview", "galleryview", "birdview", "sideview")
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 _COLLISION_GROUP = 0  # geoms that robosuite keeps for contact and does not show
 _OBJECT_CELL_M = 0.3
-_SCENES_KEPT = 3
+_SCENES_KEPT = 2
 _MAX_DRAWS = 100
 
 
@@ -293,6 +294,8 @@ class LiberoSimulator:
                 _, oldest = self._scenes.popitem(last=False)
                 oldest.loaded.close()
                 oldest.env.close()
+                del oldest
+                gc.collect()  # its parts hold each other, and the collector does not see how large they are
             self._scenes[task] = self._make(task)
         self._scenes.move_to_end(task)
         return self._scenes[task]
