@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.data import features as words
+from wamkit.data.camera_names import CAMERAS, camera_keys
 from wamkit.data.layout import DatasetError, LayoutV3
 from wamkit.data.layout_v2 import EPISODES, LayoutV2, total_counts
 
@@ -61,6 +62,10 @@ def read_info(root: Path) -> dict[str, Any]:
         _check_feature(path, name, feature)
     if any(map(words.is_video, info["features"].values())) and not info.get("video_path"):
         raise DatasetError(f"{path}: expected the key 'video_path', since there are videos; copy the dataset again")
+    try:
+        camera_keys(info["features"], info.get(words.WAMKIT, {}).get(CAMERAS, {}))
+    except ValueError as error:
+        raise DatasetError(f"{path}, {words.WAMKIT}.{CAMERAS}: {error}; correct it there") from error
     return info
 
 
@@ -94,7 +99,7 @@ def _is_own_part(value: Any) -> bool:
     """Whether our part of `info.json` has the form that other code relies on."""
     if not isinstance(value, dict) or not isinstance(value.get("columns", []), list):
         return False
-    return all(isinstance(value.get(key, {}), dict) for key in ("robot", "video", "notes"))
+    return all(isinstance(value.get(key, {}), dict) for key in ("robot", "video", "notes", CAMERAS))
 
 
 _FIELDS_V2 = ("episode_chunk", "episode_index")
@@ -113,5 +118,5 @@ def _keys(fields: tuple[str, str]) -> tuple[tuple[str, str, Callable[[Any], bool
         ("chunks_size", "a whole number of 1 or more", lambda value: _is_count(value) and value > 0),
         ("data_path", f"a path with {listed}", lambda value: _is_path(value, fields)),
         ("video_path", f"a path with {{video_key}}, {listed}", lambda value: value is None or _is_path(value, fields)),
-        (words.WAMKIT, "an object (with objects as robot, video and notes, and a list as columns)", _is_own_part),
+        (words.WAMKIT, "an object (with objects as robot, video, notes and cameras, a list as columns)", _is_own_part),
     )

@@ -195,9 +195,9 @@ class _Inspection:
         """Is there anything to see half way through the episode?"""
         middle = self._dataset.episodes[episode].length // 2
         try:
-            frame = self._dataset.frames(episode, words.camera_name(key), [middle])[0]
+            frame = self._dataset.frames(episode, self._dataset.camera_name(key), [middle])[0]
         except VideoError as error:
-            where = f"episode {episode}, camera {words.camera_name(key)}"
+            where = f"episode {episode}, camera {self._dataset.camera_name(key)}"
             self._add("damaged_file", where, str(error), f"copy it again, or {_RECORD_AGAIN}", episode=episode)
             return
         if frame.std() < _BLANK_STD:

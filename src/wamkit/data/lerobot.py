@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wamkit.data import features as words
+from wamkit.data.camera_names import CAMERAS, camera_keys, with_renamed
 from wamkit.data.episode_stats import Stats, from_columns
 from wamkit.data.file_facts import data_file_facts, no_data, read_footer, video_file_facts
 from wamkit.data.info import LAYOUTS, read_info
@@ -40,24 +41,26 @@ class LeRobotDataset:
     Args:
         root: folder that holds `meta/`, `data/` and `videos/`.
         check: compare every data file and video header with the metadata now; inspection tools switch it off.
+        renamed: the dataset's own name of a camera -> the name to read it under, in place of what `info.json` says.
 
     Raises:
         FileNotFoundError: no such folder, not a dataset, or a file is missing.
         DatasetError: unsupported version, or metadata and data disagree.
         VideoError: a video is shorter than its episodes or cannot be opened.
+        ValueError: `renamed` names a camera that the dataset has not, or gives two the same name.
     """
 
-    def __init__(self, root: Path | str, *, check: bool = True) -> None:
+    def __init__(self, root: Path | str, *, check: bool = True, renamed: Mapping[str, str] | None = None) -> None:
         self.root = Path(root)
         self.info: dict[str, Any] = read_info(self.root)
+        if renamed is not None:
+            self.info = with_renamed(self.info, renamed)
         self._stored = words.stored_names(self.info["features"])
         self.features: dict[str, dict[str, Any]] = {
             key: self.info["features"][stored] for key, stored in self._stored.items()
         }
         self._layout: Layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
-        self._camera_keys = {
-            words.camera_name(key): key for key, feature in self.features.items() if words.is_camera(feature)
-        }
+        self._camera_keys = camera_keys(self.features, self.wamkit.get(CAMERAS, {}))
         self._fingerprint: str | None = None
         self._videos = VideoFiles()
         if check:
@@ -83,7 +86,7 @@ class LeRobotDataset:
 
     @property
     def wamkit(self) -> dict[str, Any]:
-        """Our part of `info.json`: robot, video settings, notes of recorders, settings of added columns."""
+        """Our part of `info.json`: robot, names of cameras, video settings, notes, settings of added columns."""
         return self.info.get(words.WAMKIT, {})
 
     @property
@@ -117,7 +120,7 @@ class LeRobotDataset:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Camera names (`observation.images.` cut off), in the order of the features."""
+        """Camera names (`observation.images.` cut off, unless `info.json` gives another), in the features' order."""
         return tuple(self._camera_keys)
 
     def camera_key(self, camera: str) -> str:
@@ -129,6 +132,17 @@ class LeRobotDataset:
         if camera not in self._camera_keys:
             raise ValueError(f"dataset {self.root} has the cameras {list(self.cameras)}, not {camera!r}")
         return self._camera_keys[camera]
+
+    def camera_name(self, key: str) -> str:
+        """Name of the camera of a feature.
+
+        Raises:
+            ValueError: the feature is no camera.
+        """
+        for name, own in self._camera_keys.items():
+            if own == key:
+                return name
+        raise ValueError(f"dataset {self.root} has the camera features {list(self._camera_keys.values())}, not {key!r}")
 
     def stored_name(self, feature: str) -> str:
         """The name that a feature has in the files: `actions` of others is our `action`.
