@@ -25,7 +25,10 @@ class Convert:
     output: Path
     """Folder to make."""
     robot: str | None = None
-    """LeRobot: what was recorded, which training needs to know: libero, a dataset of it, or a JSON file of its spec."""
+    """LeRobot: what was recorded, which training needs to know: libero, a dataset of it, or a JSON file of its spec.
+    Its cameras have the dataset's sizes; with libero, image and wrist_image are read as the simulator's cameras."""
+    rename: tuple[str, ...] | None = None
+    """LeRobot: cameras to read under other names, each as OLD=NEW with OLD as the files have it, image=agentview."""
     task: str | None = None
     """HDF5: the sentence of every episode, where the files have none."""
     idle: Literal["drop", "keep"] | None = None
@@ -58,7 +61,7 @@ def _hdf5(options: Convert) -> Any:
     from wamkit.data.convert_hdf5 import convert_hdf5
     from wamkit.data.hdf5 import Hdf5Settings
 
-    _refuse(options, ("robot",), "a LeRobot dataset")
+    _refuse(options, ("robot", "rename"), "a LeRobot dataset")
     names = [field.name for field in dataclasses.fields(Hdf5Settings)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     with ProgressBar(f"converting {options.source}", unit="episodes") as bar:
@@ -69,13 +72,20 @@ def _lerobot(options: Convert) -> Any:
     from wamkit.data.convert_v2 import convert_v2
 
     _refuse(options, ("task", "idle", "pictures", "observed"), "HDF5 files")
+    from wamkit.recipes.dataset_cameras import choose_renames
+
+    renamed = choose_renames(options.source, given=options.rename, robot=options.robot)
     robot = None
     if options.robot is not None:
+        from wamkit.data.describe import fit_robot
+        from wamkit.data.lerobot import LeRobotDataset
         from wamkit.recipes.import_weights import read_robot
 
-        robot = read_robot(options.robot)
+        robot = fit_robot(LeRobotDataset(options.source, renamed=renamed), read_robot(options.robot)).robot
+    if renamed and not options.json:
+        print("cameras are read under other names: " + ", ".join(f"{old} as {new}" for old, new in renamed.items()))
     with ProgressBar(f"converting {options.source}", unit="episodes") as bar:
-        return convert_v2(options.source, options.output, robot=robot, progress=bar.show)
+        return convert_v2(options.source, options.output, robot=robot, renamed=renamed, progress=bar.show)
 
 
 def _refuse(options: Convert, names: tuple[str, ...], meant_for: str) -> None:

@@ -5,27 +5,36 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.spec import ActionKind, GripperSign, RobotSpec
+from wamkit.spec import ActionKind, CameraSpec, GripperSign, RobotSpec
+
+if TYPE_CHECKING:
+    from wamkit.data.describe import Described
+    from wamkit.data.lerobot import LeRobotDataset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe:
     """Say which robot a dataset is of, so that it can be trained on; written into its meta/info.json.
 
-    Found in info.json and, if there, GR00T's meta/modality.json; options go before both. It is shown before it is
-    written.
+    Found in info.json and, if there, GR00T's meta/modality.json; options go before both, and --robot takes their place.
+    It is shown before it is written. No other file is touched: cameras are renamed by a note in info.json.
     """
 
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Dataset folder."""
+    robot: str | None = None
+    """The whole description: libero, a dataset of the same robot, or a JSON file; cameras have the dataset's sizes.
+    With libero, cameras called image and wrist_image are read as the simulator's."""
+    rename: tuple[str, ...] | None = None
+    """Cameras to read under other names, each as OLD=NEW with OLD as the files have it, image=agentview."""
     name: str | None = None
     """Robot and place, as panda/kitchen; by default the dataset's robot_type."""
     cameras: tuple[str, ...] | None = None
-    """Cameras in view order; by default all."""
+    """Cameras in view order, by their new names; by default all."""
     action_kind: ActionKind | None = None
     """What an action is: a position, a difference to the action before, or to the state. Needed unless modality.json
     says it."""
@@ -53,25 +62,16 @@ class Describe:
 
 def run(options: Describe) -> int:
     """Find, show and write."""
-    from wamkit.data.describe import describe_robot, vector_columns, write_robot
+    from wamkit.data.describe import vector_columns, write_robot
     from wamkit.data.lerobot import LeRobotDataset
     from wamkit.data.modality import MODALITY_PATH, modality_of, read_modality, write_modality
+    from wamkit.recipes.dataset_cameras import choose_renames
 
-    dataset = LeRobotDataset(options.root)
-    given = {
-        key: getattr(options, key)
-        for key in (
-            *("name", "cameras", "action_kind", "gripper_channels", "gripper_sign"),
-            *("state_names", "action_names", "state_units", "action_units"),
-        )
-    }
-    is_known = dataset.robot is not None and all(value is None for value in given.values())
-    if is_known and dataset.robot is not None:
-        robot, sources = dataset.robot, dict.fromkeys(("name", "cameras"), "the robot that info.json names")
-    else:
-        found = describe_robot(dataset, **given)
-        robot, sources = found.robot, found.sources
-    print(json.dumps(robot.to_dict(), indent=2) if options.json else _shown(robot, sources))
+    renamed = choose_renames(options.root, given=options.rename, robot=options.robot)
+    dataset = LeRobotDataset(options.root, renamed=renamed)
+    found = _find(dataset, options)
+    robot = found.robot
+    print(json.dumps(robot.to_dict(), indent=2) if options.json else _shown(robot, found.sources, dataset.wamkit))
     if options.dry_run:
         return 0
     keys = {camera: dataset.camera_key(camera) for camera in dataset.cameras}
@@ -82,25 +82,54 @@ def run(options: Describe) -> int:
             f"{options.root / MODALITY_PATH} is there and says something else; look at it, and write with --replace if "
             "this is right"
         )
-    if not is_known:
-        write_robot(options.root, robot, replace=options.replace)
+    is_written = write_robot(options.root, robot, renamed=renamed, replace=options.replace)
     if options.modality:
         write_modality(options.root, wanted)
     if not options.json:
-        written = ([] if is_known else ["the robot into meta/info.json"]) + (
+        written = (["the robot into meta/info.json"] if is_written else []) + (
             [MODALITY_PATH] if options.modality else []
         )
         print(f"wrote {' and '.join(written)}" if written else "the dataset names its robot already; nothing to do")
     return 0
 
 
-def _shown(robot: RobotSpec, sources: dict[str, str]) -> str:
+def _find(dataset: LeRobotDataset, options: Describe) -> Described:
+    from wamkit.data.describe import Described, describe_robot, fit_robot
+
+    given = {
+        key: getattr(options, key)
+        for key in (
+            *("name", "cameras", "action_kind", "gripper_channels", "gripper_sign"),
+            *("state_names", "action_names", "state_units", "action_units"),
+        )
+    }
+    if options.robot is not None:
+        from wamkit.recipes.import_weights import read_robot
+
+        useless = [
+            f"--{key.replace('_', '-')}" for key, value in given.items() if key != "cameras" and value is not None
+        ]
+        if useless:
+            raise ValueError(f"{', '.join(useless)}: without effect, --robot says all of this; leave one out")
+        return fit_robot(dataset, read_robot(options.robot), cameras=options.cameras)
+    if dataset.robot is not None and all(value is None for value in given.values()):
+        sources = dict.fromkeys(("name", "cameras"), "the robot that info.json names")
+        return Described(robot=dataset.robot, sources=sources)
+    return describe_robot(dataset, **given)
+
+
+def _shown(robot: RobotSpec, sources: dict[str, str], own: dict[str, Any]) -> str:
     def source(part: str) -> str:
         return f"  ({sources[part]})" if part in sources else ""
 
-    lines = [f"robot {robot.name}{source('name')}, {robot.control_hz:g} actions per second"]
-    shapes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in robot.cameras)
-    lines.append(f"cameras {shapes or 'none'}{source('cameras')}")
+    def camera_shown(camera: CameraSpec) -> str:
+        renamed = own.get("cameras", {}).get(camera.name)
+        return f"{camera.name} {camera.height}x{camera.width}" + (
+            f" (called {renamed} in the files)" if renamed else ""
+        )
+
+    lines = [f"robot {robot.name}{source('name')}, {robot.control_hz:g} actions per second{source('rate')}"]
+    lines.append(f"cameras {', '.join(map(camera_shown, robot.cameras)) or 'none'}{source('cameras')}")
     parts: tuple[tuple[str, Any], ...] = (("state", robot.state), ("action", robot.action))
     for part, channels in parts:
         lines.append(f"{part}: {len(channels)} channels{source(f'{part} names')}; units{source(f'{part} units')}")

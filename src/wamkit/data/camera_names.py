@@ -67,13 +67,13 @@ def with_renamed(info: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[st
     after = {words.camera_name(key): name for key, name in before.items()}
     unknown = [camera for camera in renamed if camera not in after]
     if unknown:
-        raise ValueError(f"expected cameras of the dataset, {list(after)}, got {unknown[0]!r}")
+        raise ValueError(f"--rename: expected cameras of the dataset, {list(after)}, got {unknown[0]!r}")
     after |= renamed
     names: dict[str, str] = {}
     for camera, name in after.items():
         if name in names:
             raise ValueError(
-                f"expected different names for cameras, {name!r} would be both {names[name]!r} and {camera!r}"
+                f"--rename: expected different names for cameras, {name!r} would be both {names[name]!r} and {camera!r}"
             )
         names[name] = camera
     keys = camera_keys(info["features"], names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def convert_v2(
     output: Path | str,
     *,
     robot: RobotSpec | None = None,
+    renamed: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
     """Make a v3.0 dataset of a v2.0 or v2.1 dataset: every column, picture, sentence and note of it.
@@ -52,6 +53,7 @@ def convert_v2(
         source: dataset folder.
         output: a folder that does not exist, or an empty one.
         robot: stored as the robot of the dataset, which training needs.
+        renamed: the dataset's own names of cameras -> the names to read them under; files and features keep theirs.
         progress: called with (episodes done, episodes).
 
     Raises:
@@ -59,11 +61,11 @@ def convert_v2(
         FileExistsError: there is something at `output`.
         DatasetError: metadata and data disagree.
         VideoError: a video cannot be read, or holds neither the right frames nor the right number of them.
-        ValueError: the dataset is v3.0 already, or `robot` has other cameras or widths.
+        ValueError: the dataset is v3.0 already, `robot` has other cameras or widths, or `renamed` does not fit.
         OSError: writing failed.
     """
     source, output = Path(source), Path(output)
-    dataset = LeRobotDataset(source)
+    dataset = LeRobotDataset(source, renamed=renamed)
     if dataset.info["codebase_version"] == words.VERSION:
         raise ValueError(f"{source} is a dataset in LeRobot {words.VERSION} already; there is nothing to convert")
     if robot is not None:

@@ -6,6 +6,7 @@ guessed; units are `1` until someone says what they are.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from wamkit.data import features as words
 from wamkit.data.atomic import write_json_atomically
+from wamkit.data.camera_names import CAMERAS
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.data.modality import MODALITY_PATH, Modality, Slice, read_modality
 from wamkit.lock import FolderLock
@@ -94,6 +96,45 @@ def describe_robot(
     return Described(robot=robot, sources=sources)
 
 
+def fit_robot(dataset: LeRobotDataset, robot: RobotSpec, *, cameras: Sequence[str] | None = None) -> Described:
+    """Take a known robot as the whole description of a dataset; only its cameras' sizes are the dataset's.
+
+    Its rate is kept where `info.json` says another: a row is one action of it, at whatever rate the file was labelled.
+    Published LIBERO sets say 10 rows per second of a robot that is driven 20 times a second.
+
+    Args:
+        dataset: its `robot`, if it has one, is not looked at.
+        robot: who recorded it.
+        cameras: those of the robot that the dataset has, in view order; by default all.
+
+    Raises:
+        DatasetError: the dataset has other widths, or no action or state column.
+        ValueError: it lacks a camera of the robot, or `cameras` are not the robot's.
+    """
+    chosen = robot if cameras is None else robot.with_cameras(tuple(cameras))
+    missing = [name for name in chosen.camera_names if name not in dataset.cameras]
+    if missing:
+        free = [name for name in dataset.cameras if name not in chosen.camera_names]
+        remedy = f"--rename {free[0]}={missing[0]} says that they are the same; " if free else ""
+        raise ValueError(
+            f"expected the cameras {list(chosen.camera_names)} of robot {robot.name!r}, dataset {dataset.root} has "
+            f"{list(dataset.cameras)}; {remedy}--cameras leaves out what was not recorded"
+        )
+    _require_widths(dataset, chosen)
+    sources = {"name": "given", "cameras": f"sizes from {words.INFO}"}
+    if dataset.fps != robot.control_hz:
+        sources["rate"] = f"{words.INFO} says {dataset.fps:g} rows per second; a row is taken for one action"
+    fitted = tuple(_with_size(camera, _camera(dataset, camera.name)) for camera in chosen.cameras)
+    return Described(robot=dataclasses.replace(chosen, cameras=fitted), sources=sources)
+
+
+def _with_size(camera: CameraSpec, recorded: CameraSpec) -> CameraSpec:
+    if (camera.height, camera.width) == (recorded.height, recorded.width):
+        return camera
+    # A matrix in pixels belongs to a size.
+    return dataclasses.replace(camera, height=recorded.height, width=recorded.width, intrinsics=None)
+
+
 def vector_columns(dataset: LeRobotDataset) -> dict[str, str]:
     """The columns in which a dataset keeps `state` and `action`.
 
@@ -105,7 +146,9 @@ def vector_columns(dataset: LeRobotDataset) -> dict[str, str]:
     return {"state": dataset.stored_name(words.STATE), "action": dataset.stored_name(words.ACTION)}
 
 
-def write_robot(root: Path | str, robot: RobotSpec, *, replace: bool = False) -> None:
+def write_robot(
+    root: Path | str, robot: RobotSpec, *, renamed: Mapping[str, str] | None = None, replace: bool = False
+) -> bool:
     """Write a robot into a dataset's `info.json`, which nothing else of changes, whole or not at all.
 
     Statistics, caches and runs of the dataset know it by its robot too, and have to be made again.
@@ -113,34 +156,51 @@ def write_robot(root: Path | str, robot: RobotSpec, *, replace: bool = False) ->
     Args:
         root: dataset folder, of any version.
         robot: fits the dataset.
+        renamed: the dataset's own names of cameras -> those that the robot has for them; written beside it.
         replace: whether another robot may be there already.
+
+    Returns:
+        Whether anything had to be written.
 
     Raises:
         DatasetError: another robot is there, or the spec does not fit the features.
         FileNotFoundError: no dataset.
         BlockingIOError: something else is writing into the folder.
         OSError: writing failed; the old file is untouched.
+        ValueError: a camera that the dataset has not, or one name for two.
     """
     root = Path(root)
     LeRobotDataset(root, check=False)  # a folder that is no dataset gets no lock file
     with FolderLock(root):
-        dataset = LeRobotDataset(root, check=False)
-        if dataset.robot == robot:
-            return
-        if dataset.robot is not None and not replace:
+        before, dataset = LeRobotDataset(root, check=False), LeRobotDataset(root, check=False, renamed=renamed)
+        if before.robot == robot and before.cameras == dataset.cameras:
+            return False
+        if before.robot is not None and not replace:
             raise DatasetError(
-                f"{root} already names its robot, {dataset.robot.name!r}, as something else; look at both and write "
-                "with --replace if the new one is right"
+                f"{root} already names its robot, {before.robot.name!r}, as something else, or its cameras otherwise; "
+                "look at both and write with --replace if the new one is right"
             )
-        for key, channels in ((words.STATE, robot.state), (words.ACTION, robot.action)):
-            width = _width(dataset, key)
-            if len(channels) != width:
-                raise DatasetError(f"{root}: expected {width} channels of {key!r} in the robot, got {len(channels)}")
+        _require_widths(dataset, robot)
         for camera in robot.cameras:
             dataset.camera_key(camera.name)
         path = root / words.INFO
         info = json.loads(path.read_text(encoding="utf-8"))
-        write_json_atomically(path, info | {words.WAMKIT: info.get(words.WAMKIT, {}) | {"robot": robot.to_dict()}})
+        own = info.get(words.WAMKIT, {}) | {"robot": robot.to_dict()}
+        own.pop(CAMERAS, None)
+        if CAMERAS in dataset.wamkit:
+            own[CAMERAS] = dataset.wamkit[CAMERAS]
+        write_json_atomically(path, info | {words.WAMKIT: own})
+    return True
+
+
+def _require_widths(dataset: LeRobotDataset, robot: RobotSpec) -> None:
+    for key, channels in ((words.STATE, robot.state), (words.ACTION, robot.action)):
+        width = _width(dataset, key)
+        if len(channels) != width:
+            raise DatasetError(
+                f"{dataset.root}: expected {width} channels of {key!r} in the robot, got {len(channels)} of "
+                f"{robot.name!r}; give the robot that recorded the dataset"
+            )
 
 
 def _width(dataset: LeRobotDataset, key: str) -> int:
