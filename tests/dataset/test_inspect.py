@@ -167,7 +167,7 @@ def test_blank_video(root):
     own_statistics(root)
     finding = only(inspect(root))
     assert (finding.kind, finding.severity, finding.episode) == ("blank_video", "warning", 0)
-    assert "got the one colour [0, 0, 0] in frame 6" in finding.what
+    assert "got the one colour [0, 0, 0] in 12 of 12 frames, first in frame 0" in finding.what
 
 
 def test_missing_and_truncated_data_files(root):
@@ -246,7 +246,8 @@ def test_rows_out_of_step(root):
     edit_column(root, 2, "next.done", lambda values: np.ones_like(values))
     report = inspect(root)
     found = {(finding.kind, finding.episode): finding.what for finding in report.findings}
-    assert found.keys() == {("inconsistent", 0), ("rate", 1), ("inconsistent", 2)} and len(report.findings) == 4
+    assert found.keys() == {("inconsistent", 0), ("rate", 1), ("task", 2), ("inconsistent", 2)}
+    assert len(report.findings) == 4 and "expected 0 to " in found["task", 2]
     assert found["inconsistent", 0] == "frame_index: expected 5 in row 5, got 6"
     assert "expected 0.0500 s in row 1 at 20 rows/s, got 0.1000 s" in found["rate", 1]
 
@@ -313,10 +314,10 @@ def test_stale_statistics(root):
     theirs = json.loads((root / "meta/stats.json").read_text())
     theirs["action"]["count"] = [25]
     (root / "meta/stats.json").write_text(json.dumps(theirs))
-    error, warning = inspect(root).findings
-    assert (error.where, warning.where) == ("meta/wamkit_statistics.json", "meta/stats.json")
-    assert "expected statistics of 39 rows, got {'action': 30, 'state': 39}" in error.what
-    assert "wamkit data stats" in error.remedy and warning.severity == "warning"
+    ours, theirs = inspect(root).findings
+    assert (ours.where, theirs.where) == ("meta/wamkit_statistics.json", "meta/stats.json")
+    assert "expected statistics of 39 rows, got {'action': 30, 'state': 39}" in ours.what
+    assert "wamkit data stats" in ours.remedy and {ours.severity, theirs.severity} == {"warning"}
 
 
 def test_statistics_of_the_dataset_before_it_changed(root):
@@ -332,10 +333,11 @@ def test_statistics_of_the_dataset_before_it_changed(root):
 def test_rows_that_were_changed_after_recording(root):
     for number in (0, 2):
         edit_column(root, number, "action", lambda rows: np.stack(rows) * 10)
-    stale, differing = inspect(root).findings
+    stale, differing, theirs = inspect(root).findings
+    assert theirs.where == "meta/stats.json" and theirs.what.startswith("action: expected a m")
     assert stale.where == "meta/wamkit_statistics.json" and "before it was changed" in stale.what
     assert (differing.kind, differing.severity) == ("stale_statistics", "warning")
-    assert (differing.where, differing.episode) == ("action of episodes 0, 2", 0)
+    assert (differing.where, differing.episodes) == ("action of episodes 0, 2", (0, 2))
     assert "episode 0: expected a m" in differing.what and "by the episode table, got [" in differing.what
     assert "copy the dataset again" in differing.remedy
 

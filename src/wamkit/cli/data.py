@@ -10,28 +10,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wamkit.cli import data_convert, data_describe, data_stats
+from wamkit.cli import data_convert, data_describe, data_inspect, data_stats
 from wamkit.cli.data_convert import Convert
 from wamkit.cli.data_describe import Describe
+from wamkit.cli.data_inspect import Inspect
 from wamkit.cli.data_stats import Stats
 from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
 from wamkit.recipes.run import Run
 
 Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Check every file, row and frame of a dataset and say what would spoil training.
-
-    Exit status 1 when there is an error; warnings may be intended.
-    """
-
-    root: Root
-    """Dataset folder."""
-    json: bool = False
-    """Print the report as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +96,7 @@ def run(options: Options | Run) -> int:
     if isinstance(options, Run):
         return _encode(options)
     if isinstance(options, Inspect):
-        return _inspect(options)
+        return data_inspect.run(options)
     if isinstance(options, Values):
         return _values(options)
     if isinstance(options, Convert):
@@ -117,20 +105,6 @@ def run(options: Options | Run) -> int:
         return data_describe.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
     return data_stats.run(options)
-
-
-def _inspect(options: Inspect) -> int:
-    from rich.console import Console
-
-    from wamkit.data.inspect import inspect
-
-    with ProgressBar(f"inspecting {options.root}", unit="checks") as bar:
-        report = inspect(options.root, progress=bar.show)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        Console().print(report.table())
-    return 0 if report.is_sound else 1
 
 
 def _encode(options: Run) -> int:

@@ -80,11 +80,10 @@ def _export(options: Stats, output: Path) -> dict[str, Any]:
 
 
 def _computed(root: Path, *, is_trimmed: bool) -> tuple[dict[str, Any], str]:
-    from wamkit.data.exclusions import without_excluded
-    from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.data.exclusions import open_usable, without_excluded
     from wamkit.data.stats import compute_statistics
 
-    dataset = without_excluded(LeRobotDataset(root))
+    dataset = without_excluded(open_usable(root))
     with ProgressBar("statistics", unit="episodes") as bar:
         return compute_statistics(dataset, is_trimmed=is_trimmed, progress=bar.show), dataset.fingerprint()
 

@@ -20,11 +20,12 @@ Stats = dict[str, np.ndarray]
 """The `STATISTICS` of one feature."""
 
 
-def column_stats(values: np.ndarray) -> Stats:
+def column_stats(values: np.ndarray, *, with_quantiles: bool = True) -> Stats:
     """Statistics of one episode's column.
 
     Args:
         values: `[T]` or `[T, d]`, numbers or booleans.
+        with_quantiles: without them it takes a tenth of the time.
 
     Returns:
         Each of shape (1,) or (d,), float64; `count` of shape (1,), and extremes of whole numbers, int64.
@@ -34,6 +35,8 @@ def column_stats(values: np.ndarray) -> Stats:
     if np.issubdtype(values.dtype, np.integer):
         stats |= {key: stats[key].astype(np.int64) for key in ("min", "max")}
     stats["count"] = np.array([len(rows)])
+    if not with_quantiles:
+        return stats
     quantiles = np.quantile(rows, list(QUANTILES.values()), axis=0)
     return stats | dict(zip(QUANTILES, quantiles, strict=True))
 

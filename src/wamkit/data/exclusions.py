@@ -113,6 +113,17 @@ def write_exclusions(
     return path
 
 
+def open_usable(root: Path | str) -> LeRobotDataset:
+    """A dataset of which the excluded episodes' files are not looked at; they may be damaged.
+
+    Raises:
+        FileNotFoundError: no dataset, or a file of another episode is missing.
+        DatasetError: as `read_exclusions`, or metadata and data of other episodes disagree.
+        VideoError: a video of another episode is short or cannot be opened.
+    """
+    return LeRobotDataset(root, ignored=read_exclusions(root).episodes)
+
+
 def without_excluded(dataset: LeRobotDataset) -> LeRobotDataset | Subset:
     """A dataset without its excluded episodes: itself when there are none. A log line says how many and where.
 

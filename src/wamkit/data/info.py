@@ -10,6 +10,7 @@ from typing import Any
 
 from wamkit.data import features as words
 from wamkit.data.camera_names import CAMERAS, camera_keys
+from wamkit.data.file_facts import read_footer
 from wamkit.data.layout import DatasetError, LayoutV3
 from wamkit.data.layout_v2 import EPISODES, LayoutV2, total_counts
 
@@ -67,6 +68,17 @@ def read_info(root: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DatasetError(f"{path}, {words.WAMKIT}.{CAMERAS}: {error}; correct it there") from error
     return info
+
+
+def count_table_rows(root: Path) -> int:
+    """Episodes in the table of episodes, whatever `meta/info.json` says.
+
+    Raises:
+        DatasetError: the table cannot be read.
+    """
+    if (root / EPISODES).is_file():
+        return total_counts(root)["total_episodes"]
+    return sum(read_footer(path).num_rows for path in (root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
 
 
 def _check_feature(path: Path, name: str, feature: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class LeRobotDataset:
     Args:
         root: folder that holds `meta/`, `data/` and `videos/`.
         check: compare every data file and video header with the metadata now; inspection tools switch it off.
+        ignored: episodes that nobody reads; their files may be missing or damaged.
+        num_episodes: in place of what `info.json` says; for looking at a dataset in which that is wrong.
         renamed: the dataset's own name of a camera -> the name to read it under, in place of what `info.json` says.
 
     Raises:
@@ -50,11 +52,21 @@ class LeRobotDataset:
         ValueError: `renamed` names a camera that the dataset has not, or gives two the same name.
     """
 
-    def __init__(self, root: Path | str, *, check: bool = True, renamed: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        check: bool = True,
+        ignored: Collection[int] = (),
+        num_episodes: int | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.info: dict[str, Any] = read_info(self.root)
         if renamed is not None:
             self.info = with_renamed(self.info, renamed)
+        if num_episodes is not None:
+            self.info["total_episodes"] = num_episodes
         self._stored = words.stored_names(self.info["features"])
         self.features: dict[str, dict[str, Any]] = {
             key: self.info["features"][stored] for key, stored in self._stored.items()
@@ -63,6 +75,7 @@ class LeRobotDataset:
         self._camera_keys = camera_keys(self.features, self.wamkit.get(CAMERAS, {}))
         self._fingerprint: str | None = None
         self._videos = VideoFiles()
+        self._ignored = frozenset(ignored)
         if check:
             self._check()
 
@@ -274,10 +287,16 @@ class LeRobotDataset:
         data = list(dict.fromkeys(place.data for place in places))
         keys = [key for key, feature in self.features.items() if words.is_video(feature)]
         videos = {key: list(dict.fromkeys(place.videos[key].path for place in places)) for key in keys}
+        used = [self.place(record.index) for record in self.episodes if record.index not in self._ignored]
+        needed = {place.data for place in used} | {video.path for place in used for video in place.videos.values()}
+
+        def facts(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+            return lambda path: read(path) if path in needed else _facts_or_none(read, path)
+
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             return (
-                list(pool.map(lambda path: data_file_facts(path, recorded), data)),
-                {key: list(pool.map(video_file_facts, paths)) for key, paths in videos.items()},
+                list(pool.map(facts(lambda path: data_file_facts(path, recorded)), data)),
+                {key: list(pool.map(facts(video_file_facts), paths)) for key, paths in videos.items()},
             )
 
     def _record(self, episode: int) -> EpisodeRecord:
@@ -361,6 +380,8 @@ class LeRobotDataset:
         rows: dict[Path, int] = {}
         frames: dict[Path, int] = {}
         for record in self.episodes:
+            if record.index in self._ignored:
+                continue
             place = self.place(record.index)
             rows[place.data] = max(rows.get(place.data, 0), place.first_row + record.length)
             for video in place.videos.values():
@@ -371,6 +392,13 @@ class LeRobotDataset:
         # Opening a file is mostly waiting; threads make a thousand videos cost a fraction of a second.
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             list(pool.map(_check_video, frames, frames.values()))
+
+
+def _facts_or_none(read: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return read(path)
+    except (OSError, DatasetError):
+        return None
 
 
 def _check_rows(path: Path, expected: int, *, is_whole: bool) -> None:

@@ -305,6 +305,14 @@ class VideoReader:
         Raises:
             VideoError: a frame is damaged.
         """
+        return sum(1 for _ in self.frames())
+
+    def frames(self) -> Iterator[Any]:
+        """Decode the whole file: every frame (`av.VideoFrame`) in the order in which they are shown.
+
+        Raises:
+            VideoError: a frame is damaged; those before it were given.
+        """
         count = 0
         try:
             self._container.seek(0, stream=self._stream, backward=True)
@@ -312,10 +320,10 @@ class VideoReader:
                 if frame.is_corrupt:
                     raise broken(self.path, f"{self._stream.frames} whole frames", f"damage after frame {count - 1}")
                 count += 1
+                yield frame
         except (OSError, EOFError, av.FFmpegError) as error:
             expected = f"{self._stream.frames} readable frames"
             raise broken(self.path, expected, f"{count} before damaged data ({reason(error)})") from error
-        return count
 
     def close(self) -> None:
         """Close the file."""

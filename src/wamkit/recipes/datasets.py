@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from wamkit.data.choices import choose_episodes, parse_episodes, ranges_of, require_tasks
-from wamkit.data.exclusions import EXCLUDE_PATH, without_excluded
+from wamkit.data.exclusions import EXCLUDE_PATH, open_usable, without_excluded
 from wamkit.data.given_statistics import read_given_statistics
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.mixture import Mixture
@@ -102,7 +102,7 @@ def open_data(run: Run) -> TrainingData:
         SpecMismatch: the datasets are not of one robot, one rate and the same columns.
         ValueError: an unknown episode or sentence, nothing is left to train on, or a damaged dataset.
     """
-    datasets = tuple(LeRobotDataset(root) for root in run.data.all_roots)
+    datasets = tuple(open_usable(root) for root in run.data.all_roots)
     names = [dataset.root.resolve().name for dataset in datasets]
     whole: LeRobotDataset | Mixture = datasets[0]
     if len(datasets) > 1:
