@@ -72,16 +72,14 @@ def _lerobot(options: Convert) -> Any:
     from wamkit.data.convert_v2 import convert_v2
 
     _refuse(options, ("task", "idle", "pictures", "observed"), "HDF5 files")
-    from wamkit.recipes.dataset_cameras import choose_renames
+    from wamkit.recipes.published_datasets import choose_renames, describe_as
 
     renamed = choose_renames(options.source, given=options.rename, robot=options.robot)
     robot = None
     if options.robot is not None:
-        from wamkit.data.describe import fit_robot
         from wamkit.data.lerobot import LeRobotDataset
-        from wamkit.recipes.import_weights import read_robot
 
-        robot = fit_robot(LeRobotDataset(options.source, renamed=renamed), read_robot(options.robot)).robot
+        robot = describe_as(LeRobotDataset(options.source, renamed=renamed), options.robot).robot
     if renamed and not options.json:
         print("cameras are read under other names: " + ", ".join(f"{old} as {new}" for old, new in renamed.items()))
     with ProgressBar(f"converting {options.source}", unit="episodes") as bar:

@@ -65,7 +65,7 @@ def run(options: Describe) -> int:
     from wamkit.data.describe import vector_columns, write_robot
     from wamkit.data.lerobot import LeRobotDataset
     from wamkit.data.modality import MODALITY_PATH, modality_of, read_modality, write_modality
-    from wamkit.recipes.dataset_cameras import choose_renames
+    from wamkit.recipes.published_datasets import choose_renames
 
     renamed = choose_renames(options.root, given=options.rename, robot=options.robot)
     dataset = LeRobotDataset(options.root, renamed=renamed)
@@ -94,7 +94,7 @@ def run(options: Describe) -> int:
 
 
 def _find(dataset: LeRobotDataset, options: Describe) -> Described:
-    from wamkit.data.describe import Described, describe_robot, fit_robot
+    from wamkit.data.describe import Described, describe_robot
 
     given = {
         key: getattr(options, key)
@@ -104,14 +104,14 @@ def _find(dataset: LeRobotDataset, options: Describe) -> Described:
         )
     }
     if options.robot is not None:
-        from wamkit.recipes.import_weights import read_robot
+        from wamkit.recipes.published_datasets import describe_as
 
         useless = [
             f"--{key.replace('_', '-')}" for key, value in given.items() if key != "cameras" and value is not None
         ]
         if useless:
             raise ValueError(f"{', '.join(useless)}: without effect, --robot says all of this; leave one out")
-        return fit_robot(dataset, read_robot(options.robot), cameras=options.cameras)
+        return describe_as(dataset, options.robot, cameras=options.cameras)
     if dataset.robot is not None and all(value is None for value in given.values()):
         sources = dict.fromkeys(("name", "cameras"), "the robot that info.json names")
         return Described(robot=dataset.robot, sources=sources)

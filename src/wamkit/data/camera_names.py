@@ -18,12 +18,12 @@ CAMERAS = "cameras"
 """Our map in our part of `info.json`."""
 
 
-def camera_keys(features: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+def camera_keys(features: Mapping[str, Mapping[str, Any]], names: Mapping[str, Any]) -> dict[str, str]:
     """Name of each camera -> its feature, in the order of the features.
 
     Args:
         features: of a dataset.
-        names: our name -> the dataset's own; cameras that are not in it keep their own.
+        names: our name -> the dataset's own, not checked yet; cameras that are not in it keep their own.
 
     Raises:
         ValueError: a name that is no text, of no camera or of two.
@@ -31,9 +31,7 @@ def camera_keys(features: Mapping[str, Mapping[str, Any]], names: Mapping[str, s
     own = {words.camera_name(key): key for key, feature in features.items() if words.is_camera(feature)}
     for name, camera in names.items():
         if not isinstance(camera, str) or camera not in own:
-            raise ValueError(
-                f"expected a camera of the dataset, {list(own)}, as what {name!r} stands for, got {camera!r}"
-            )
+            raise ValueError(f"{name!r}: expected the name of one of the cameras {list(own)}, got {camera!r}")
         if not name:
             raise ValueError(f"expected a name for camera {camera!r}, got an empty one")
     ours = {camera: [name for name, other in names.items() if other == camera] or [camera] for camera in own}

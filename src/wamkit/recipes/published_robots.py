@@ -19,5 +19,5 @@ ROBOTS = {"libero": libero_robot}
 PUBLISHED_CAMERAS = {"libero": {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}}
 """What published LeRobot datasets of a robot call its cameras -> what the robot calls them.
 
-Source: `physical-intelligence/libero` and `any4lerobot`; pictures and numbers are as `libero_robot` has them.
+Source: `physical-intelligence/libero`, whose pictures and numbers are as `libero_robot` has them.
 """
