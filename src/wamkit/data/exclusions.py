@@ -39,18 +39,19 @@ class Exclusions:
     fingerprint: str | None = None
 
 
-def read_exclusions(root: Path | str) -> Exclusions:
+def read_exclusions(root: Path | str, *, num_episodes: int | None = None) -> Exclusions:
     """The list of a dataset; empty when there is none.
 
     Args:
         root: dataset folder.
+        num_episodes: that the dataset has, where that is known; else it is opened to count.
 
     Raises:
         FileNotFoundError: no dataset.
         DatasetError: the file is no such list, or names an episode that the dataset does not have.
     """
     root = Path(root)
-    total = LeRobotDataset(root, check=False).num_episodes
+    total = LeRobotDataset(root, check=False).num_episodes if num_episodes is None else num_episodes
     path = root / EXCLUDE_PATH
     if not path.is_file():
         return Exclusions(episodes={})

@@ -115,7 +115,7 @@ def plan_exclusions(report: Report, *, also: Collection[Kind] = ()) -> Exclusion
     Raises:
         ValueError: no episode would be left, or the earlier list cannot be read.
     """
-    earlier = read_exclusions(report.root).episodes
+    earlier = read_exclusions(report.root, num_episodes=report.num_episodes).episodes
     found = report.to_exclude(also)
     episodes = dict(sorted({**found, **earlier}.items()))
     if episodes and len(episodes) == report.num_episodes:

@@ -68,7 +68,7 @@ def read_tasks(dataset: LeRobotDataset) -> tuple[list[str] | None, list[Finding]
 def read_list(dataset: LeRobotDataset) -> tuple[Exclusions, list[Finding]]:
     """The episodes left out, or what is wrong with their list."""
     try:
-        return read_exclusions(dataset.root), []
+        return read_exclusions(dataset.root, num_episodes=dataset.num_episodes), []
     except DatasetError as error:
         remedy = "training refuses it: correct it, or remove it and run `wamkit data inspect --exclude`"
         return Exclusions(episodes={}), [_found("exclusions", EXCLUDE_PATH, str(error), remedy)]

@@ -81,7 +81,8 @@ class RowChecks:
         except FileNotFoundError:
             return [found("missing_file", "expected a data file, found none", _COPY)], []
         except DatasetError as error:
-            return [found("damaged_file", str(error.__cause__ or error), _COPY)], []
+            what = f"expected a complete Parquet file, got one that cannot be read ({error.__cause__ or error})"
+            return [found("damaged_file", what, _COPY)], []
         findings = []
         names, rows = footer.schema.to_arrow_schema().names, footer.num_rows
         expected = sum(dataset.episodes[episode].length for episode in episodes)

@@ -18,8 +18,9 @@ _COPY = f"copy it again, or {RECORD_AGAIN}"
 _RATE_TOLERANCE = 0.01
 # Standard deviation of a frame's brightness (of 255) below which nothing can be seen on it: a black GL context gives 0.
 _BLANK_STD = 1.0
-# What an encoder makes of the same picture in two frames differs by less, in the pixel that differs most.
-_STILL_DIFFERENCE = 8
+# What an encoder makes of the same picture in two frames differs by less, in the pixel that differs most; a thing that
+# moves differs by more from what was behind it.
+_STILL_DIFFERENCE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
