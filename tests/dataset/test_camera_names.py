@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from wamkit.cli.main import main
@@ -125,6 +126,46 @@ def test_the_loader_takes_it_for_the_simulators_policy(tmp_path: Path, version: 
     for key, value in vars(one).items():
         if value is not None and hasattr(value, "numpy"):
             np.testing.assert_array_equal(value.numpy(), vars(other)[key].numpy())
+
+
+def test_embedded_pictures_and_columns_of_other_names(tmp_path: Path) -> None:
+    source = published(tmp_path / "set")
+    root = as_v2(source, tmp_path / "older", "v2.0", embedded=OWN)
+    names = {"observation.images.image": "image", "observation.images.wrist_image": "wrist_image"}
+    names |= {"action": "actions", "observation.state": "state"}
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.rename_columns([names.get(name, name) for name in table.column_names]), path)
+    edit_info(root, features={names.get(key, key): feature for key, feature in info_of(root)["features"].items()})
+    assert describe(root, "--robot", "libero", "--modality") == 0
+    dataset, original = LeRobotDataset(root), LeRobotDataset(source)
+    for name, own in RENAMED.items():
+        assert dataset.camera_key(name) == own and dataset.video_path(0, name) is None
+        np.testing.assert_array_equal(dataset.frames(0, name, [3, 1]), original.frames(0, own, [3, 1]))
+    modality = read_modality(root, state="state", action="actions")
+    assert modality is not None and modality.video == RENAMED
+    assert inspect(root).is_sound and windows(dataset, libero_robot(SIZE, SIZE)).cameras == LIBERO_CAMERAS
+    convert_v2(root, tmp_path / "new")
+    require_same_content(LeRobotDataset(tmp_path / "new"), dataset)
+
+
+def test_recording_into_renamed_cameras_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    robot = libero_robot(SIZE, SIZE, OWN)
+    episode = synthetic_episodes(1, length=6, height=SIZE, width=SIZE, cameras=OWN)[0]
+    episode = dataclasses.replace(episode, actions=np.zeros((6, 7), np.float32), state=np.zeros((6, 8), np.float32))
+    with LeRobotWriter(root, robot) as writer:
+        writer.add(episode)
+    renamed = dict(zip(OWN, LIBERO_CAMERAS, strict=True))
+    write_robot(root, libero_robot(SIZE, SIZE), renamed=renamed, replace=True)
+    before = info_of(root)
+    with pytest.raises(DatasetError, match="cameras are read under other names"):
+        LeRobotWriter(root, libero_robot(SIZE, SIZE))
+    assert info_of(root) == before and LeRobotDataset(root).cameras == LIBERO_CAMERAS
+    described = published(tmp_path / "other", cameras=LIBERO_CAMERAS)
+    assert describe(described, "--robot", "libero") == 0 and "cameras" not in info_of(described)["wamkit"]
+    with pytest.raises(DatasetError, match=r"found one without its notes of \['video'\]"):
+        LeRobotWriter(described, libero_robot(SIZE, SIZE))
 
 
 def test_the_fingerprint_tells_names_apart(tmp_path: Path) -> None:

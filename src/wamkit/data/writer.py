@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from wamkit.data import features as words
 from wamkit.data.atomic import remove_partial_files, write_atomically, write_json_atomically
+from wamkit.data.camera_names import CAMERAS
 from wamkit.data.episode_stats import (
     STATISTICS,
     Stats,
@@ -233,10 +234,16 @@ class LeRobotWriter:
                 "is read but not written; record into a new folder, or bring this one to "
                 f"{words.VERSION} with `wamkit data convert`"
             )
-        if "robot" not in own:
+        missing = [key for key in ("robot", "video") if key not in own]  # `wamkit data describe` writes a robot only
+        if missing:
             raise DatasetError(
-                f"{self.root}: expected a dataset recorded by wamkit, found one without a robot spec; record into a "
-                "new folder"
+                f"{self.root}: expected a dataset recorded by wamkit, found one without its notes of {missing}; record "
+                "into a new folder"
+            )
+        if own.get(CAMERAS):
+            raise DatasetError(
+                f"{self.root}: expected a dataset whose files call the cameras as the robot does, its cameras are read "
+                f"under other names ({words.INFO}, {words.WAMKIT}.{CAMERAS}); record into a new folder"
             )
         stored = VideoSettings(**own["video"])
         robot = RobotSpec.from_dict(own["robot"])
