@@ -142,14 +142,11 @@ class VideoFiles:
             if missing or frames is None:
                 first = packets[min(missing.values())]
                 raise broken(path, f"a readable frame at {_time(table, first)}", "damaged data in its place")
-        except BaseException as error:
-            reader.close()  # a decoder that met damage is not used again
-            if not isinstance(error, OSError | EOFError | av.FFmpegError):
-                raise
+        except (OSError, EOFError, av.FFmpegError) as error:
             first = packets[min(missing.values())] if missing else packets[-1]
             expected = f"a readable frame at {_time(table, first)}"
             raise broken(path, expected, f"damaged data ({reason(error)})") from error
-        self._give_back(table, reader)
+        self._give_back(table, reader)  # one that met damage is not used again
         return frames
 
     def _take_decoder(self, path: Path, table: PacketTable) -> VideoReader:
@@ -158,15 +155,13 @@ class VideoFiles:
             for place in reversed(range(len(self._idle))):
                 if self._idle[place][0] == table.decoder:
                     return self._idle.pop(place)[1]
-        return VideoReader(path)
+        with VideoReader(path) as reader:
+            return reader  # the decoder outlives the file, which nobody keeps open
 
     def _give_back(self, table: PacketTable, reader: VideoReader) -> None:
         with self._lock:
             self._idle.append((table.decoder, reader))
-            surplus = self._idle[: -self._max_decoders]
             del self._idle[: -self._max_decoders]
-        for _, unused in surplus:
-            unused.close()
 
 
 def _look_through(reader: VideoReader, file: int, state: tuple[int, int, int]) -> PacketTable:
