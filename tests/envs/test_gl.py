@@ -19,7 +19,9 @@ def picture() -> np.ndarray:
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"} | environment
+    # Simulators that earlier tests ran in this process leave their choice behind.
+    chosen = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    variables = {key: value for key, value in os.environ.items() if key not in chosen} | environment
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=variables)
 
 
