@@ -5,13 +5,14 @@
 
 Each demonstrator runs on the first layouts of seed 42, without action noise and without pictures. Of LIBERO, every task
 of the four suites, and of libero_90 those whose assets are there, is also reset to a stored initial state, stepped and
-rendered. Needs LIBERO's scene assets. About half an hour on two cores.
+rendered. Needs LIBERO's scene assets. About half an hour on two cores; running it again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from wamkit.atomic import atomic_file
 from wamkit.envs import suite_factory, suite_sentences, suite_tasks
 from wamkit.envs.base import DemonstrationOptions, EpisodeRequest
 from wamkit.envs.libero import NO_OP, STORED
@@ -40,61 +42,69 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    result: dict[str, Any] = {
+    settings = {
         "layout_seed": LAYOUT_SEED,
         "max_steps": MAX_STEPS,
         "layouts": options.layouts,
         "versions": software_versions(SIMULATORS),
-        "demonstrators": {},
-        "scenes": {},
     }
+    result: dict[str, Any] = settings | {"scenes": {}, "demonstrators": {}}
+    if options.output and options.output.exists():
+        earlier = json.loads(options.output.read_text())
+        if all(earlier[key] == value for key, value in settings.items()):
+            result = earlier
+    keep = functools.partial(write, options.output, result)
     for suite in options.suites:
         tasks = [task for task in suite_tasks(suite) if any(fnmatch.fnmatchcase(task, one) for one in options.tasks)]
         factory = suite_factory(suite)(cameras=CAMERAS[suite], height=64, width=64)
         with WorkerPool(factory, options.workers) as pool:
             if suite == "libero":
-                result["scenes"] = {task: scene(pool, task) for task in tasks}
+                for task in tasks:
+                    if task not in result["scenes"]:
+                        result["scenes"][task] = scene(pool, task)
+                keep()
                 report_scenes(result["scenes"])
             scripted = [task for task in tasks if not task.startswith("libero_90/")]
             missing = unscripted_tasks(scripted) if suite == "libero" else {}
             scripted = [task for task in scripted if task not in missing]
             for task, lacking in missing.items():
                 print(f"{task}: no script for {lacking}", flush=True)
-            result["demonstrators"] |= demonstrate(pool, suite, scripted, options.layouts)
+            for task in scripted:
+                if task not in result["demonstrators"]:
+                    result["demonstrators"][task] = demonstrate(pool, suite, task, options.layouts)
+                    keep()
+                score = result["demonstrators"][task]
+                print(f"{task}: {score['successes']}/{score['attempts']}, {score['sentence']}", flush=True)
     result["suites"] = per_suite(result["demonstrators"])
     for name, score in result["suites"].items():
         print(f"{name}: {score['successes']}/{score['attempts']}")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    keep()
     return 0
 
 
-def demonstrate(pool: WorkerPool, suite: str, tasks: list[str], layouts: int) -> dict[str, Any]:
+def write(output: Path | None, result: dict[str, Any]) -> None:
+    if output is not None:
+        with atomic_file(output) as partial:
+            partial.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def demonstrate(pool: WorkerPool, suite: str, task: str, layouts: int) -> dict[str, Any]:
+    begun = time.monotonic()
     options = DemonstrationOptions(max_steps=MAX_STEPS, record_video=False)
-    scores = {}
-    for task in tasks:
-        begun = time.monotonic()
-        requests = [
-            EpisodeRequest(task=task, layout=layout, layout_seed=LAYOUT_SEED, seed=layout) for layout in range(layouts)
-        ]
-        episodes = run_all(pool, [("demonstrate", request, options) for request in requests])
-        solved = [episode for episode in episodes if not isinstance(episode, WorkerError) and episode.is_success]
-        low, high = wilson_interval(len(solved), layouts)
-        scores[task] = {
-            "sentence": suite_sentences(suite)[task],
-            "successes": len(solved),
-            "attempts": layouts,
-            "interval": [low, high],
-            "mean_steps": float(np.mean([len(episode) for episode in solved])) if solved else None,
-            "errors": [str(episode) for episode in episodes if isinstance(episode, WorkerError)],
-            "seconds": time.monotonic() - begun,
-        }
-        steps = scores[task]["mean_steps"]
-        print(
-            f"{task}: {len(solved)}/{layouts}, {steps and round(steps)} steps, {scores[task]['sentence']}", flush=True
-        )
-    return scores
+    requests = [
+        EpisodeRequest(task=task, layout=layout, layout_seed=LAYOUT_SEED, seed=layout) for layout in range(layouts)
+    ]
+    episodes = run_all(pool, [("demonstrate", request, options) for request in requests])
+    solved = [episode for episode in episodes if not isinstance(episode, WorkerError) and episode.is_success]
+    return {
+        "sentence": suite_sentences(suite)[task],
+        "successes": len(solved),
+        "attempts": layouts,
+        "interval": list(wilson_interval(len(solved), layouts)),
+        "mean_steps": float(np.mean([len(episode) for episode in solved])) if solved else None,
+        "errors": [str(episode) for episode in episodes if isinstance(episode, WorkerError)],
+        "seconds": time.monotonic() - begun,
+    }
 
 
 def per_suite(scores: dict[str, Any]) -> dict[str, Any]:
