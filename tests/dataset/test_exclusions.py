@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from wamkit.data.exclusions import EXCLUDE_PATH, Exclusions, read_exclusions, without_excluded, write_exclusions
+from wamkit.cli.main import main
+from wamkit.data.exclusions import (
+    EXCLUDE_PATH,
+    Exclusions,
+    open_usable,
+    read_exclusions,
+    require_usable,
+    without_excluded,
+    write_exclusions,
+)
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.data.stats import compute_statistics, current_statistics, read_statistics
+from wamkit.data.value_labels import SparseValueSettings, is_labelled, label_values
+
+from .older_formats import as_v2
 
 
 def test_round_trip(write_dataset) -> None:
@@ -83,3 +97,47 @@ def test_an_old_list_is_told_and_one_of_everything_refused(write_dataset, caplog
     write_exclusions(root, {0: "bad", 1: "bad"})
     with pytest.raises(DatasetError, match="it excludes all of them"):
         without_excluded(LeRobotDataset(root))
+
+
+def test_values_are_written_without_the_excluded_episodes(tmp_path: Path) -> None:
+    root = shutil.copytree(Path(__file__).parents[1] / "data" / "lerobot_v3", tmp_path / "set")  # one file of rows
+    write_exclusions(root, {1: "never solved"})
+    settings = SparseValueSettings()
+    labelled = label_values(open_usable(root), settings)
+    lengths = [record.length for record in labelled.episodes]
+    for number, length in enumerate(lengths):
+        values = labelled.columns(number)["value"]
+        assert len(values) == length and (np.isnan if number == 1 else np.isfinite)(values).all()
+    assert is_labelled(labelled, settings) and not is_labelled(labelled, SparseValueSettings(gamma=0.5))
+    assert compute_statistics(without_excluded(labelled))["value"].count == lengths[0] + lengths[2]
+    write_exclusions(root, {})
+    assert not is_labelled(open_usable(root), settings), "the episode is wanted again, and has none yet"
+    assert np.isfinite(label_values(open_usable(root), settings).columns(1)["value"]).all()
+
+
+def test_an_excluded_episode_may_have_lost_its_files(
+    write_dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_dataset(3)
+    root = as_v2(source, tmp_path / "old")
+    lost = LeRobotDataset(root).data_path(1)
+    kept = lost.read_bytes()
+    lost.unlink()
+    assert main(["data", "values", str(root), "--kind", "sparse"]) == 2
+    assert lost.name in capsys.readouterr().err
+    write_exclusions(root, {1: "its file is missing"})
+    for line in ("wrote sparse values of 2 episodes", "already has these sparse values"):
+        assert main(["data", "values", str(root), "--kind", "sparse"]) == 0
+        assert line in capsys.readouterr().out
+    lost.write_bytes(kept)
+    write_exclusions(root, {})
+    assert main(["data", "values", str(root), "--kind", "sparse"]) == 0
+    assert "of 3 episodes" in capsys.readouterr().out and len(LeRobotDataset(root).columns(1)["value"]) == 13
+
+
+def test_excluded_episodes_are_not_chosen_by_number(write_dataset) -> None:
+    root, _ = write_dataset(3)
+    write_exclusions(root, {1: "black"})
+    require_usable(root, [0, 2])
+    with pytest.raises(DatasetError, match=r"that it does not exclude, got 1 \(black\); choose others"):
+        require_usable(root, [0, 1])

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from wamkit.cli.main import main
+from wamkit.data.exclusions import write_exclusions
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.source import VALUE
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
@@ -415,6 +416,13 @@ def test_the_command_line(
         assert message in capsys.readouterr().err
     assert main(["openloop", str(tmp_path), "--data", str(dataset), "--output", str(tmp_path / "c")]) == 2
     assert "wamkit openloop: error:" in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    write_exclusions(copy, {1: "black"})
+    for command in (["openloop", "--episodes", "0", "1"], ["imagine", "--episode", "1"]):
+        told = [command[0], str(folder), "--data", str(copy), "--output", str(tmp_path / "c"), *command[1:]]
+        assert main(told) == 2
+        assert "does not exclude, got 1 (black)" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "b" / "plots")
     assert main([*arguments, "--output", str(tmp_path / "b")]) == 2
     assert "--fresh" in capsys.readouterr().err

@@ -120,12 +120,12 @@ def _encode(options: Run) -> int:
 
 
 def _values(options: Values) -> int:
-    from wamkit.data.lerobot import LeRobotDataset
-    from wamkit.data.value_labels import label_values, stored_settings
+    from wamkit.data.exclusions import open_usable, without_excluded
+    from wamkit.data.value_labels import is_labelled, label_values
 
-    dataset = LeRobotDataset(options.root)
+    dataset = open_usable(options.root)
     settings = _value_settings(options, dataset.robot)
-    if stored_settings(dataset) == settings:
+    if is_labelled(dataset, settings):
         print(f"{options.root} already has these {options.kind} values; nothing to do")
         return 0
     with ProgressBar(f"{options.kind} values", unit="episodes") as bar:
@@ -135,7 +135,8 @@ def _values(options: Values) -> int:
         print(json.dumps(settings.to_dict(), indent=2))
     else:
         channels = ", ".join(settings.channel_names)
-        print(f"wrote {options.kind} values of {dataset.num_episodes} episodes ({channels}) and new statistics")
+        count = len(without_excluded(dataset).episodes)
+        print(f"wrote {options.kind} values of {count} episodes ({channels}) and new statistics")
     return 0
 
 

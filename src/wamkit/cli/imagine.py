@@ -59,14 +59,15 @@ def run(options: Options) -> int:
     options.running.check()
 
     from wamkit.checkpoint import read_policy
-    from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.data.exclusions import open_usable, require_usable
     from wamkit.evaluation.imagined import imagine_episode
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
 
     files = read_policy(options.policy)
     offset = make_protocol("policy", files.spec, files.training, action_offset=options.action_offset).action_offset
-    dataset = LeRobotDataset(options.data)
+    dataset = open_usable(options.data)
+    require_usable(options.data, [options.episode])
     policy = options.running.load(options.policy, video_guidance=options.guidance)
     results = imagine_episode(
         policy,

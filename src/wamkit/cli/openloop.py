@@ -69,7 +69,7 @@ def run(options: Options) -> int:
     options.running.check()
 
     from wamkit.checkpoint import read_policy
-    from wamkit.data.lerobot import LeRobotDataset
+    from wamkit.data.exclusions import open_usable, require_usable
     from wamkit.evaluation.open_loop import open_loop
     from wamkit.evaluation.open_loop_protocol import make_protocol
     from wamkit.evaluation.open_loop_results import DatasetIdentity
@@ -83,7 +83,8 @@ def run(options: Options) -> int:
         memory_threshold=options.memory_threshold,
         action_offset=options.action_offset,
     )
-    dataset = LeRobotDataset(options.data)
+    dataset = open_usable(options.data)
+    require_usable(options.data, options.episodes)
     policy = options.running.load(options.policy)
     results = open_loop(
         policy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 
 from wamkit.data import features as words
 from wamkit.data.atomic import write_atomically, write_json_atomically
-from wamkit.data.lerobot import DatasetError, LeRobotDataset
+from wamkit.data.file_facts import read_footer
+from wamkit.data.layout import DatasetError, EpisodeRecord
+from wamkit.data.lerobot import LeRobotDataset
 from wamkit.lock import FolderLock
 
 
@@ -24,6 +26,7 @@ def write_column(
     *,
     channels: tuple[str, ...],
     settings: dict[str, Any],
+    ignored: Collection[int] = (),
 ) -> None:
     """Compute a float32 column for every episode and store it; an existing column of that name is replaced.
 
@@ -36,6 +39,8 @@ def write_column(
         values: episode index -> `[T, d]` (or `[T]`); called once per episode, in order.
         channels: a name for each of the d channels.
         settings: JSON facts about how it was computed; stored in `info.json` under `wamkit` and the column's name.
+        ignored: episodes to leave out: `values` is not called for them. Their rows beside others' are NaN; a file with
+            no others is not opened, because it may be damaged, and has no such column.
 
     Raises:
         DatasetError: the name is one of the recorded features, or values have the wrong shape or are not finite.
@@ -44,9 +49,9 @@ def write_column(
     """
     root = Path(root)
     feature = {"dtype": "float32", "shape": [len(channels)], "names": list(channels)}
-    LeRobotDataset(root)  # a folder that is no dataset gets no lock file
+    LeRobotDataset(root, ignored=ignored)  # a folder that is no dataset gets no lock file
     with FolderLock(root):
-        dataset = LeRobotDataset(root)
+        dataset = LeRobotDataset(root, ignored=ignored)
         own = dataset.wamkit
         if name in dataset.features and name not in own.get("columns", []):
             raise DatasetError(
@@ -57,12 +62,21 @@ def write_column(
         kept = {key: value for key, value in own.items() if key != name} | {"columns": columns}
         if name in dataset.features:
             write_json_atomically(root / words.INFO, dataset.info | {"features": bare, words.WAMKIT: kept})
-        files: dict[Path, list[int]] = {}
-        for episode in dataset.episodes:
-            files.setdefault(dataset.data_path(episode.index), []).append(episode.index)
-        for path, episodes in files.items():
-            parts = [_checked(values(e), dataset.episodes[e].length, len(channels), name, e) for e in episodes]
-            _rewrite(path, name, np.concatenate(parts), words.arrow_type(feature))
+        files: dict[Path, list[EpisodeRecord]] = {}
+        for record in dataset.episodes:
+            files.setdefault(dataset.data_path(record.index), []).append(record)
+        for path, records in files.items():
+            wanted = [record for record in records if record.index not in ignored]
+            if not wanted:
+                continue
+            # An ignored episode may be longer or shorter than its record says.
+            is_known = len(wanted) == len(records)
+            total = sum(record.length for record in records) if is_known else read_footer(path).num_rows
+            rows = np.full((total, len(channels)), np.nan, dtype=np.float32)
+            for record in wanted:
+                first = dataset.place(record.index).first_row
+                rows[first : first + record.length] = _checked(values(record.index), record, name, width=len(channels))
+            _rewrite(path, name, rows, words.arrow_type(feature))
         declared = {
             "features": bare | {name: feature},
             words.WAMKIT: kept | {"columns": [*columns, name], name: settings},
@@ -70,15 +84,14 @@ def write_column(
         write_json_atomically(root / words.INFO, dataset.info | declared)
 
 
-def _checked(values: np.ndarray, length: int, width: int, name: str, episode: int) -> np.ndarray:
+def _checked(values: np.ndarray, record: EpisodeRecord, name: str, *, width: int) -> np.ndarray:
     rows = np.asarray(values, dtype=np.float32).reshape(len(values), -1)
-    if rows.shape != (length, width):
-        raise DatasetError(f"episode {episode}, column {name!r}: expected [{length}, {width}], got {list(rows.shape)}")
+    where = f"episode {record.index}, column {name!r}"
+    if rows.shape != (record.length, width):
+        raise DatasetError(f"{where}: expected [{record.length}, {width}], got {list(rows.shape)}")
     if not np.isfinite(rows).all():
         row = int(np.argwhere(~np.isfinite(rows))[0][0])
-        raise DatasetError(
-            f"episode {episode}, row {row}, column {name!r}: expected finite numbers, got {rows[row].tolist()}"
-        )
+        raise DatasetError(f"{where}, row {row}: expected finite numbers, got {rows[row].tolist()}")
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -123,6 +123,26 @@ def open_usable(root: Path | str) -> LeRobotDataset:
         VideoError: a video of another episode is short or cannot be opened.
     """
     return LeRobotDataset(root, ignored=read_exclusions(root).episodes)
+
+
+def require_usable(root: Path | str, episodes: Iterable[int]) -> None:
+    """Refuse excluded episodes.
+
+    Args:
+        root: dataset folder.
+        episodes: numbers of those about to be read.
+
+    Raises:
+        FileNotFoundError: no dataset.
+        DatasetError: as `read_exclusions`, or one of the episodes is excluded.
+    """
+    excluded = read_exclusions(root).episodes
+    refused = {episode: excluded[episode] for episode in episodes if episode in excluded}
+    if refused:
+        raise DatasetError(
+            f"{Path(root) / EXCLUDE_PATH}: expected episodes that it does not exclude, got {_listed(refused)}; choose "
+            "others, or correct the list"
+        )
 
 
 def without_excluded(dataset: LeRobotDataset) -> LeRobotDataset | Subset:

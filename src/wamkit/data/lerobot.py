@@ -113,6 +113,11 @@ class LeRobotDataset:
         return len(self.episodes)
 
     @property
+    def ignored(self) -> frozenset[int]:
+        """Episodes whose files were not looked at; reading one may fail."""
+        return self._ignored
+
+    @property
     def num_frames(self) -> int:
         """Number of rows over all episodes."""
         return sum(episode.length for episode in self.episodes)

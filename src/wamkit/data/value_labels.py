@@ -8,6 +8,7 @@ import numpy as np
 
 from wamkit.data.added_columns import write_column
 from wamkit.data.features import ACTION, STATE, SUCCESS
+from wamkit.data.layout import DatasetError, EpisodeRecord
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.source import VALUE, EpisodeEntry, EpisodeSource, numeric_column
 from wamkit.data.value_rewards import (
@@ -26,6 +27,7 @@ __all__ = [
     "SparseValueSettings",
     "ValueSettings",
     "episode_values",
+    "is_labelled",
     "label_values",
     "stored_settings",
 ]
@@ -46,6 +48,8 @@ def label_values(
 ) -> LeRobotDataset:
     """Write the column `value`, and its settings into `info.json`; a column written earlier is replaced.
 
+    Episodes that the dataset was opened to ignore get no values: their rows are NaN, or not there.
+
     All values are computed before anything is written, and `info.json` declares them last. Killed at any moment, the
     dataset is readable, at worst without values, and running again completes it.
 
@@ -63,13 +67,39 @@ def label_values(
         OSError: writing failed, for instance on a full disk.
         BlockingIOError: something else is writing into the folder.
     """
-    values = []
-    for number, entry in enumerate(dataset.episodes):
-        values.append(episode_values(dataset, entry, settings))
+    values = {}
+    wanted = _wanted(dataset)
+    # Earlier values are not read: the file of an episode that was ignored then may have none.
+    names = [name for name in (STATE, ACTION, SUCCESS) if name in dataset.features]
+    for number, entry in enumerate(wanted):
+        values[entry.index] = _values(dataset, entry, settings, dataset.columns(entry.index, names))
         if progress is not None:
-            progress(number + 1, len(dataset.episodes))
-    write_column(dataset.root, VALUE, values.__getitem__, channels=settings.channel_names, settings=settings.to_dict())
-    return LeRobotDataset(dataset.root)
+            progress(number + 1, len(wanted))
+    write_column(
+        *(dataset.root, VALUE, values.__getitem__),
+        channels=settings.channel_names,
+        settings=settings.to_dict(),
+        ignored=dataset.ignored,
+    )
+    return LeRobotDataset(dataset.root, ignored=dataset.ignored)
+
+
+def is_labelled(dataset: LeRobotDataset, settings: ValueSettings) -> bool:
+    """Whether every episode that is not ignored has values of these settings.
+
+    Raises:
+        ValueError: the stored settings are of another version.
+    """
+    if stored_settings(dataset) != settings:
+        return False
+    try:
+        return all(np.isfinite(dataset.columns(entry.index, [VALUE])[VALUE]).all() for entry in _wanted(dataset))
+    except DatasetError:
+        return False  # no column in the file of an episode that was ignored then; labelling names any other damage
+
+
+def _wanted(dataset: LeRobotDataset) -> list[EpisodeRecord]:
+    return [entry for entry in dataset.episodes if entry.index not in dataset.ignored]
 
 
 def episode_values(dataset: EpisodeSource, entry: EpisodeEntry, settings: ValueSettings) -> np.ndarray:
@@ -83,7 +113,12 @@ def episode_values(dataset: EpisodeSource, entry: EpisodeEntry, settings: ValueS
     Raises:
         ValueError: the settings do not fit, a number is not finite, or (dense) the episode never succeeded.
     """
-    columns = dataset.columns(entry.index)
+    return _values(dataset, entry, settings, dataset.columns(entry.index))
+
+
+def _values(
+    dataset: EpisodeSource, entry: EpisodeEntry, settings: ValueSettings, columns: dict[str, np.ndarray]
+) -> np.ndarray:
     success = columns.get(SUCCESS)
     if isinstance(settings, SparseValueSettings):
         # A dataset without this column is one of demonstrations: each ends solved.
