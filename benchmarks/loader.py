@@ -6,8 +6,8 @@ A dataset is recorded (square and goal on a textured table, two cameras, one vid
 every second frame as LeRobot has it), and both sides load the same windows of it: remembered and future frames of both
 cameras, in batches, as many workers as there are cores.
 
-- wamkit: `WindowLoader` without frames in memory behind `prefetched`, as training uses it; opened anew for each round,
-  so that finding out where frames lie is timed too. Its batches hold normalised numbers as well.
+- wamkit: `StageBatches` without frames in memory behind `prefetched`, as training uses it; opened anew for each round,
+  so that starting processes and finding out where frames lie are timed too. Batches hold normalised numbers as well.
 - frame by frame: the usual dataset. For each window, camera and frame PyAV opens the file, seeks, and decodes up to the
   frame; torch's `DataLoader` runs it in as many processes, or in one, whichever is faster here.
 
@@ -35,6 +35,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wamkit.data.actions import ActionTransform
+from wamkit.data.batches import StageBatches
+from wamkit.data.image_settings import ColorJitter
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.loader import WindowLoader
 from wamkit.data.stats import compute_statistics
@@ -42,7 +44,7 @@ from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer
 from wamkit.data.windows import WindowConfig
 from wamkit.data.writer import LeRobotWriter
-from wamkit.training.prefetch import prefetched
+from wamkit.training.prefetch import drawing_processes, prefetched
 
 
 def record(root: Path, *, episodes: int, length: int, size: int) -> None:
@@ -119,8 +121,15 @@ def make_loader(root: Path, batch: int, cache_frames: int) -> WindowLoader:
 
 def wamkit_batches(loader: WindowLoader, batches: int) -> Iterator[torch.Tensor]:
     """Frames `b v t h w c` of each batch, drawn ahead as in training."""
-    with closing(prefetched(loader, 0, batches)) as source:
-        for batch in source:
+    source = StageBatches(
+        loader=loader,
+        needs_future=True,
+        color_jitter=ColorJitter(),
+        device="cpu",
+        num_processes=drawing_processes(loader, None),
+    )
+    with closing(prefetched(source, 0, batches)) as drawn:
+        for batch in drawn:
             assert batch.context is not None and batch.future is not None
             yield torch.cat([batch.context, batch.future], dim=2)
 
@@ -149,7 +158,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=150, help="rows of an episode")
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--batch", type=int, default=16, help="windows per batch")
-    parser.add_argument("--batches", type=int, default=12, help="of each round")
+    parser.add_argument("--batches", type=int, default=40, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=None, help="write results.json here")
     options = parser.parse_args()

@@ -46,3 +46,9 @@ def is_first_process() -> bool:
 def is_first_on_machine() -> bool:
     """Whether this process speaks for all on its machine; without a launcher's number of it, it does."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def announced_processes_here() -> int:
+    """How many processes the launcher started on this machine; 1 when it does not say."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "").strip()
+    return max(1, int(text)) if text.isdigit() else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from wamkit.cli.main import main
+from wamkit.data import frames
+from wamkit.data.batches import StageBatches
 from wamkit.data.image_settings import ColorJitter
 from wamkit.data.images import fit_images
 from wamkit.data.lerobot import LeRobotDataset
@@ -24,6 +27,7 @@ from wamkit.recipes.execute import execute
 from wamkit.recipes.run import DataConfig, Run
 from wamkit.spec import PolicySpec
 from wamkit.training.log import read_metrics
+from wamkit.types import Batch
 
 
 def write_dataset(root: Path, *, height: int = 32, width: int = 32, num: int = 3) -> Path:
@@ -71,6 +75,28 @@ def test_color_jitter_changes_what_is_learnt_and_repeats(dataset: Path, tmp_path
     assert all(one != other for one, other in zip(plain, first, strict=True)), "every stage sees the changed pictures"
     with pytest.raises(ValueError, match=r"data.color_jitter.hue: saved 0.1, now 0.0"):
         execute(dataclasses.replace(runs[0], output=runs[1].output))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_processes_that_read_change_no_number(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish, finished = StageBatches.finish, set()
+
+    def noted(self: StageBatches, step: int, drawn: Batch) -> Batch:
+        assert drawn.context is not None
+        finished.add((self.num_processes, drawn.context.is_shared()))
+        return finish(self, step, drawn)
+
+    monkeypatch.setattr(StageBatches, "finish", noted)
+    monkeypatch.setattr(frames, "_free_memory", lambda: 0)
+    settings = {"color_jitter": ColorJitter.published()}
+    alone = tiny_run(dataset, tmp_path / "alone", workers=0, **settings)
+    beside = tiny_run(dataset, tmp_path / "beside", workers=2, **settings)
+    execute(alone)
+    assert finished == {(0, False)}
+    execute(beside)
+    assert finished == {(0, False), (2, True)}, "drawn in other processes, and sent through shared memory"
+    assert losses(alone) == losses(beside)
+    execute(dataclasses.replace(beside, data=alone.data))  # the same run, which is finished
 
 
 def test_recipes_leave_pictures_alone_except_the_published() -> None:

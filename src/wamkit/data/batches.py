@@ -23,19 +23,28 @@ class StageBatches:
         needs_future: whether the stage reads future frames.
         color_jitter: how far colours change.
         device: where they are changed.
+        num_processes: processes that draw batches (`prefetch.prefetched`); 0 for none.
     """
 
     loader: WindowLoader
     needs_future: bool
     color_jitter: ColorJitter
     device: torch.device | str
+    num_processes: int = 0
 
     def batch(self, step: int) -> Batch:
         """This process's rows of batch number `step`: a function of the loader's seed, the step and the rows."""
-        size = self.loader.batch_size
-        rows = rows_of_this_process(size)
-        batch = self.loader.batch(step, need_future=self.needs_future, rows=rows)
+        return self.finish(step, self.draw(step))
+
+    def draw(self, step: int) -> Batch:
+        """The rows with their colours as they are, on the CPU."""
+        rows = rows_of_this_process(self.loader.batch_size)
+        return self.loader.batch(step, need_future=self.needs_future, rows=rows)
+
+    def finish(self, step: int, drawn: Batch) -> Batch:
+        """What `draw` gave, with its colours changed."""
         if not self.color_jitter.is_on:
-            return batch
-        draws = TrainingDraws(key=(self.loader.seed, step), rows=rows, num_rows=size)
-        return jittered(batch.to(self.device), self.color_jitter, draws)
+            return drawn
+        size = self.loader.batch_size
+        draws = TrainingDraws(key=(self.loader.seed, step), rows=rows_of_this_process(size), num_rows=size)
+        return jittered(drawn.to(self.device), self.color_jitter, draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 from collections import deque
@@ -62,13 +63,18 @@ class FrameStore:
         # Refuses a size that does not fit now, rather than at the first batch.
         fit_images(torch.zeros(0, *self._recorded, dtype=torch.uint8), **self._wanted())
         self._shape = self._recorded if keep_recorded else (*self.image_size, 3)
-        self._num_threads = min(_num_cores(), _MOST_THREADS)
+        self._num_threads = min(num_cores(), _MOST_THREADS)
         self._frames = self._decode_all(progress) if self._fits(cache_frames) else None
 
     @property
     def in_memory(self) -> bool:
         """Whether all frames were decoded into memory."""
         return self._frames is not None
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of a frame that is given out."""
+        return int(np.prod(self.image_size)) * 3
 
     def gather(self, position: np.ndarray, rows: np.ndarray, crops: Sequence[Sequence[Crop]] | None = None) -> Tensor:
         """Frames uint8 `[b, v, t, h, w, c]` of rows `[b, t]` of the episodes at `position` among the entries.
@@ -146,6 +152,9 @@ class FrameStore:
 
         An error is raised at its request, and what is under way then ends first.
         """
+        if multiprocessing.parent_process() is not None:  # one of several that read data
+            yield from (self._fitted(self._decode(*request)) for request in requests)
+            return
         pool = ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="decoding")
         try:
             pending: deque[Future[np.ndarray]] = deque()
@@ -179,7 +188,7 @@ class FrameStore:
         return {"height": height, "width": width, "preprocess": self._preprocess}
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

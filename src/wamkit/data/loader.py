@@ -165,6 +165,17 @@ class WindowLoader:
         """Whether all frames were decoded into memory."""
         return isinstance(self._frames, FrameStore) and self._frames.in_memory
 
+    @property
+    def decodes_per_batch(self) -> bool:
+        """Whether frames are decoded for each batch."""
+        return isinstance(self._frames, FrameStore) and not self._frames.in_memory
+
+    @property
+    def bytes_per_window(self) -> int:
+        """Size of the frames of a window; 0 where latents are read."""
+        frames = len(self.cameras) * (self.config.context + self.config.chunk)
+        return frames * self._frames.frame_bytes if isinstance(self._frames, FrameStore) else 0
+
     def reseeded(self, batch_size: int, seed: int) -> WindowLoader:
         """The same numbers and frames, shared, in batches of another size and order."""
         if batch_size < 1 or seed < 0:

@@ -149,6 +149,7 @@ def data_record(data: DataConfig) -> dict[str, Any]:
     )
     record: dict[str, Any] = plain(named)
     unset = plain(DataConfig())
+    del record["workers"]  # changes no number
     return {key: item for key, item in record.items() if key not in _CHOICES or item != unset[key]}
 
 

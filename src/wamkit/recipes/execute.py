@@ -38,7 +38,7 @@ from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
 from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_statistics
 from wamkit.recipes.run import Run
 from wamkit.spec import PolicySpec, RobotSpec
-from wamkit.training.prefetch import BatchSource
+from wamkit.training.prefetch import BatchSource, drawing_processes
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.state import has_checkpoint
@@ -105,11 +105,13 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     def make_batches(stage: TrainStage) -> BatchSource:
         # stages draw other windows: the seed of each follows from its name
         seed = int(torch.randint(2**31, (1,), generator=seeded(run.seed, stage.name)))
+        loader = base.reseeded(stage.batch_size, seed)
         return StageBatches(
-            loader=base.reseeded(stage.batch_size, seed),
+            loader=loader,
             needs_future=stage.needs_future,
             color_jitter=run.data.color_jitter,
             device=device,
+            num_processes=drawing_processes(loader, run.data.workers),
         )
 
     validate = None

@@ -44,6 +44,8 @@ class DataConfig:
         cache: folder of latents and embedded sentences from `wamkit data encode`, read in place of frames; pictures
             have to be left as they are then.
         cache_dtype: what latents are kept as; `bfloat16` takes half the room and rounds them.
+        workers: processes that read batches where frames are decoded for each; by default one per core of a training
+            process, up to 8. 0 reads in threads. Changes no number.
     """
 
     root: Path = Path()
@@ -65,6 +67,7 @@ class DataConfig:
     color_jitter: ColorJitter = field(default_factory=ColorJitter)
     cache: Path = Path()
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    workers: int | None = None
 
     @property
     def all_roots(self) -> tuple[Path, ...]:
