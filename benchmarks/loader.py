@@ -45,6 +45,7 @@ from wamkit.data.transforms import Normalizer
 from wamkit.data.windows import WindowConfig
 from wamkit.data.writer import LeRobotWriter
 from wamkit.training.prefetch import drawing_processes, prefetched
+from wamkit.types import Batch
 
 
 def record(root: Path, *, episodes: int, length: int, size: int) -> None:
@@ -119,8 +120,8 @@ def make_loader(root: Path, batch: int, cache_frames: int) -> WindowLoader:
     )
 
 
-def wamkit_batches(loader: WindowLoader, batches: int) -> Iterator[torch.Tensor]:
-    """Frames `b v t h w c` of each batch, drawn ahead as in training."""
+def wamkit_batches(loader: WindowLoader, batches: int) -> Iterator[Batch]:
+    """Batches, drawn ahead as in training."""
     source = StageBatches(
         loader=loader,
         needs_future=True,
@@ -129,9 +130,13 @@ def wamkit_batches(loader: WindowLoader, batches: int) -> Iterator[torch.Tensor]
         num_processes=drawing_processes(loader, None),
     )
     with closing(prefetched(source, 0, batches)) as drawn:
-        for batch in drawn:
-            assert batch.context is not None and batch.future is not None
-            yield torch.cat([batch.context, batch.future], dim=2)
+        yield from drawn
+
+
+def frames_of(batch: Batch) -> torch.Tensor:
+    """Frames `b v t h w c`, remembered and future ones."""
+    assert batch.context is not None and batch.future is not None
+    return torch.cat([batch.context, batch.future], dim=2)
 
 
 def windows_of(loader: WindowLoader, batches: int) -> list[tuple[int, list[int]]]:
@@ -144,7 +149,7 @@ def windows_of(loader: WindowLoader, batches: int) -> list[tuple[int, list[int]]
     return windows
 
 
-def timed(make: Callable[[], Iterator[torch.Tensor]], batch: int) -> float:
+def timed(make: Callable[[], Iterator[Any]], batch: int) -> float:
     """Windows per second of a whole pass."""
     began = time.perf_counter()
     count = sum(1 for _ in make())
@@ -180,10 +185,10 @@ def main() -> None:
 
         opened: list[WindowLoader] = []
 
-        def wamkit() -> Iterator[torch.Tensor]:
+        def wamkit() -> Iterator[Batch]:
             return wamkit_batches(opened.pop(), batches)
 
-        sides: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
+        sides: dict[str, Callable[[], Iterator[Any]]] = {
             "wamkit": wamkit,
             "frame_by_frame": lambda: frame_by_frame(cores),
             "frame_by_frame_one_process": lambda: frame_by_frame(0),
@@ -196,8 +201,9 @@ def main() -> None:
                 rates[name].append(timed(make, options.batch))
         opened[:] = [make_loader(root, options.batch, cache_frames=0)]
         equal = zip(wamkit(), frame_by_frame(cores), wamkit_batches(cached, batches), strict=True)
-        for number, (ours, theirs, remembered) in enumerate(equal):
-            if not (torch.equal(ours, theirs) and torch.equal(ours, remembered)):
+        for number, (drawn, theirs, remembered) in enumerate(equal):
+            ours = frames_of(drawn)
+            if not (torch.equal(ours, theirs) and torch.equal(ours, frames_of(remembered))):
                 raise SystemExit(f"batch {number}: expected the same pixels from both sides, got others")
         shape = [dataset.num_episodes, dataset.num_frames, len(cached.cameras), *ours.shape[3:5]]
     best = {name: max(found) for name, found in rates.items()}
