@@ -156,7 +156,7 @@ def test_leaving_out_what_no_camera_sees_changes_no_pixel(small: MetaWorldSimula
 def test_a_scene_that_was_put_away_comes_back_the_same(
     small: MetaWorldSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wamkit.envs.metaworld._SCENES_KEPT", 1)
+    monkeypatch.setattr(MetaWorldSimulator, "scenes_kept", 1)
     first = reset(small, DRAWER)
     reset(small, request_for("button-press-v3"))
     assert list(small._scenes) == ["button-press-v3"]

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from wamkit.envs.metaworld_cameras import CAMERAS, require_cameras
+from wamkit.envs.aloha import AlohaFactory
+from wamkit.envs.libero import LiberoFactory
+from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.envs.metaworld_tasks import GOAL_SITES, TASKS, task_info, task_sentences
+from wamkit.envs.mujoco_simulator import MujocoFactory
 
 
 def test_there_are_fifty_tasks_with_sentences_of_their_own() -> None:
@@ -30,7 +35,7 @@ def test_tasks_and_cameras_are_the_packages() -> None:
 
     assert set(TASKS) == set(metaworld.ALL_V3_ENVIRONMENTS) == set(ENV_POLICY_MAP)
     model = metaworld.ALL_V3_ENVIRONMENTS["reach-v3"]().model
-    assert tuple(model.camera(index).name for index in range(model.ncam)) == tuple(CAMERAS)
+    assert tuple(model.camera(index).name for index in range(model.ncam)) == MetaWorldFactory.known_cameras
 
 
 def test_a_misspelt_task_is_guessed_and_all_are_listed() -> None:
@@ -41,9 +46,18 @@ def test_a_misspelt_task_is_guessed_and_all_are_listed() -> None:
         task_info("xyzzy")
 
 
-def test_misspelt_or_repeated_cameras_are_refused() -> None:
-    require_cameras(tuple(CAMERAS))
-    with pytest.raises(ValueError, match="did you mean 'gripperPOV'"):
-        require_cameras(("gripperPov",))
-    with pytest.raises(ValueError, match="distinct cameras"):
-        require_cameras(("corner", "corner"))
+@pytest.mark.parametrize("factory", [MetaWorldFactory, AlohaFactory, LiberoFactory])
+def test_cameras_and_sizes_are_checked_before_anything_starts(factory: type[MujocoFactory]) -> None:
+    known = factory.known_cameras
+    assert factory(cameras=known).robot.camera_names == known
+    misspelt = known[0][:-1] + known[0][-1].swapcase()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"cameras": (misspelt,)}, f"{factory.suite} camera .*did you mean {known[0]!r}"),
+        ({"cameras": (known[0], known[0])}, "distinct cameras"),
+        ({"cameras": ()}, "at least one"),
+        ({"height": 0}, "positive image size, got 0x"),
+        ({"rendering": "pretty"}, "expected rendering to be one of .*got 'pretty'"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            factory(**settings)

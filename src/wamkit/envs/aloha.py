@@ -13,24 +13,18 @@ import atexit
 import importlib.util
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from wamkit.envs.aloha_arm import JOINT_LIMITS, JOINTS, SIDES
-from wamkit.envs.aloha_cameras import camera_spec, require_cameras
+from wamkit.envs.aloha_cameras import CAMERAS
 from wamkit.envs.aloha_demonstrator import SCRIPTS, Script
-from wamkit.envs.aloha_tasks import task_info
-from wamkit.envs.base import CameraMatrices, Contact, EpisodeRequest, StepOutcome
-from wamkit.envs.render import (
-    RENDERING_NAMES,
-    LoadedScene,
-    OffscreenRenderer,
-    Rendering,
-    camera_matrices,
-    find_contacts,
-)
+from wamkit.envs.aloha_tasks import TASKS, task_info
+from wamkit.envs.base import EpisodeRequest, StepOutcome
+from wamkit.envs.mujoco_simulator import MujocoFactory, MujocoScene, MujocoSimulator
+from wamkit.envs.render import RENDERING_NAMES, LoadedScene, OffscreenRenderer
 from wamkit.spec import ChannelSpec, RobotSpec
 
 CONTROL_HZ = 50.0
@@ -49,38 +43,24 @@ _INSTALL = "pip install 'wamkit[aloha]', or pip install gym-aloha==0.1.5 mujoco=
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlohaFactory:
-    """Makes a gym-aloha simulator inside the process that will run it.
-
-    Args:
-        cameras: the package's cameras, in view order.
-        height: pixels.
-        width: pixels.
-        rendering: `low_cost` or `stock` (ten times slower on a CPU); part of the observation.
+class AlohaFactory(MujocoFactory):
+    """Makes a gym-aloha simulator; see `MujocoFactory`.
 
     Raises:
-        ValueError: an unknown camera or rendering, or a size that is not positive.
         ModuleNotFoundError: the package is not installed (when the simulator is made).
     """
 
-    cameras: tuple[str, ...] = DEFAULT_CAMERAS
-    height: int = 64
-    width: int = 64
-    rendering: Rendering = "low_cost"
+    suite: ClassVar[str] = "ALOHA"
+    known_cameras: ClassVar[tuple[str, ...]] = tuple(CAMERAS)
 
-    def __post_init__(self) -> None:
-        require_cameras(self.cameras)
-        if self.rendering not in RENDERING_NAMES:
-            raise ValueError(f"expected rendering to be one of {list(RENDERING_NAMES)}, got {self.rendering!r}")
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"expected a positive image size, got {self.height}x{self.width}")
+    cameras: tuple[str, ...] = DEFAULT_CAMERAS
 
     @property
     def robot(self) -> RobotSpec:
         """What the simulator will publish, known without starting it."""
         return RobotSpec(
             name="two vx300s/gym-aloha",
-            cameras=tuple(camera_spec(name, self.height, self.width) for name in self.cameras),
+            cameras=self.camera_specs(CAMERAS),
             state=_CHANNELS,
             action=_CHANNELS,
             action_kind="absolute",
@@ -105,7 +85,7 @@ def _close(renderer: weakref.ref[OffscreenRenderer]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scene:
+class _Scene(MujocoScene):
     physics: Any
     task: Any
     loaded: LoadedScene
@@ -119,17 +99,21 @@ class _Scene:
     def data(self) -> Any:
         return self.physics.data.ptr
 
+    def free(self) -> None:
+        self.physics.free()
 
-class AlohaSimulator:
+
+class AlohaSimulator(MujocoSimulator[_Scene]):
     """Two arms of gym-aloha; see `wamkit.envs.base.Simulator`. Make it with `AlohaFactory`."""
+
+    step_limit: ClassVar[int] = STEP_LIMIT
+    scenes_kept: ClassVar[int] = len(TASKS)
 
     def __init__(self, factory: AlohaFactory) -> None:
         missing = [name for name in ("dm_control", "gym_aloha") if importlib.util.find_spec(name) is None]
         if missing:
             raise ModuleNotFoundError(f"the suite aloha needs {', '.join(missing)}, not installed here: {_INSTALL}")
-        self.robot = factory.robot
-        self._factory = factory
-        self._renderer = OffscreenRenderer(factory.height, factory.width, factory.rendering)
+        super().__init__(factory)
         # After the GL backend is chosen: dm_control loads one when it is imported.
         import dm_control.mujoco
         import gym_aloha.constants
@@ -139,15 +123,10 @@ class AlohaSimulator:
         # dm_control ends EGL when Python exits, and a context that nobody closed must be freed before that.
         atexit.register(_close, weakref.ref(self._renderer))
         self._make_physics, self._package = dm_control.mujoco.Physics.from_xml_path, gym_aloha
-        self._scenes: dict[str, _Scene] = {}
-        self._scene: _Scene | None = None
         self._script: Script | None = None
-        self._task, self._steps = "", 0
 
-    @property
-    def sentence(self) -> str:
-        """The sentence of the current task; empty before the first reset."""
-        return task_info(self._task).sentence if self._task else ""
+    def _sentence(self, task: str) -> str:
+        return task_info(task).sentence
 
     def reset(self, request: EpisodeRequest) -> None:
         """Put the arms at their start and the objects where the package draws them for the layout's seed.
@@ -160,7 +139,8 @@ class AlohaSimulator:
         drawn = getattr(self._package.utils, info.sampler)(package_seed(request))
         self._package.tasks.sim.BOX_POSE[0] = np.hstack(drawn)  # where the package's tasks read it
         scene.task.initialize_episode(scene.physics)
-        self._scene, self._task, self._steps, self._script = scene, request.task, 0, None
+        self._begin(scene, request.task)
+        self._script = None
 
     def state(self) -> Float32[np.ndarray, "s"]:
         """Of each arm, left first, six joint angles (radians) and how far the gripper is open (0 closed, 1 open)."""
@@ -180,45 +160,13 @@ class AlohaSimulator:
         Raises:
             ValueError: a malformed action, or a step past the limit of 400.
         """
+        action = self._count_step(action)
         scene = self._current()
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != (len(_CHANNELS),) or not np.isfinite(action).all():
-            raise ValueError(f"expected {len(_CHANNELS)} finite action numbers, got shape {action.shape}: {action}")
-        if self._steps >= STEP_LIMIT:
-            raise ValueError(f"the episode ended at its limit of {STEP_LIMIT} steps; reset before stepping on")
         # The package's environment renders three pictures of 640x480 at every step, so its parts are used instead.
         scene.task.before_step(action.astype(np.float64), scene.physics)
         scene.physics.step(round(1 / CONTROL_HZ / scene.physics.timestep()))
-        self._steps += 1
         reward = float(scene.task.get_reward(scene.physics))
-        return StepOutcome(
-            reward=reward, success=reward == SOLVED_REWARD, terminated=False, truncated=self._steps >= STEP_LIMIT
-        )
-
-    def render(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """One upright image per camera."""
-        scene = self._current()
-        self._renderer.make_current()
-        return {name: scene.loaded.render(scene.data, name) for name in self._factory.cameras}
-
-    def geom_ids(self) -> dict[str, np.ndarray]:
-        """The geom seen at each pixel of each camera's image, int `[h, w]`, -1 where there is none."""
-        scene = self._current()
-        self._renderer.make_current()
-        return {name: scene.loaded.geom_ids(scene.data, name) for name in self._factory.cameras}
-
-    def camera_matrices(self) -> dict[str, CameraMatrices]:
-        """Matrices of the images; cameras at the wrists move, so ask at every frame."""
-        scene, factory = self._current(), self._factory
-        return {
-            name: camera_matrices(scene.model, scene.data, name, factory.height, factory.width)
-            for name in factory.cameras
-        }
-
-    def contacts(self) -> list[Contact]:
-        """Contacts of the four fingers."""
-        scene = self._current()
-        return find_contacts(scene.model, scene.data, scene.pads)
+        return StepOutcome(reward=reward, success=reward == SOLVED_REWARD, terminated=False, truncated=self._is_over)
 
     def demonstrate_action(self) -> Float32[np.ndarray, "a"]:
         """What our scripted demonstrator, which sees where objects are, would do now. Ask once before every step.
@@ -231,32 +179,16 @@ class AlohaSimulator:
             self._script = SCRIPTS[self._task](scene.model, scene.data, self.state())
         return next(self._script)
 
-    def close(self) -> None:
-        """Free scenes and the GL context; closing twice is fine."""
-        for scene in self._scenes.values():
-            scene.loaded.close()
-            scene.physics.free()
-        self._scenes.clear()
-        self._scene = None
-        self._renderer.close()
-
-    def _current(self) -> _Scene:
-        if self._scene is None:
-            raise ValueError("no episode: call reset first")
-        return self._scene
-
-    def _load(self, task: str) -> _Scene:
-        if task not in self._scenes:
-            info = task_info(task)
-            physics = self._make_physics(str(self._package.constants.ASSETS_DIR / info.scene))
-            model = physics.model.ptr
-            # All four fingers, by both names that the package has for them.
-            fingers = [f"vx300s_{arm}/10_{finger}_gripper_finger" for arm in SIDES for finger in SIDES]
-            self._scenes[task] = _Scene(
-                physics=physics,
-                task=getattr(self._package.tasks.sim, info.task)(),
-                # No coarse meshes: the cameras at the wrists see the hands from a few centimetres.
-                loaded=self._renderer.load(model),
-                pads=frozenset(int(model.geom(name).id) for name in fingers),
-            )
-        return self._scenes[task]
+    def _make(self, task: str) -> _Scene:
+        info = task_info(task)
+        physics = self._make_physics(str(self._package.constants.ASSETS_DIR / info.scene))
+        model = physics.model.ptr
+        # All four fingers, by both names that the package has for them.
+        fingers = [f"vx300s_{arm}/10_{finger}_gripper_finger" for arm in SIDES for finger in SIDES]
+        return _Scene(
+            physics=physics,
+            task=getattr(self._package.tasks.sim, info.task)(),
+            # No coarse meshes: the cameras at the wrists see the hands from a few centimetres.
+            loaded=self._renderer.load(model),
+            pads=frozenset(int(model.geom(name).id) for name in fingers),
+        )

@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from wamkit.envs import choices_error
-from wamkit.envs.render import camera_intrinsics
-from wamkit.spec import CameraSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraInfo:
-    """One camera.
-
-    Args:
-        fovy_degrees: vertical field of view.
-        pose: camera to world (OpenCV axes, metres), first three rows; `None` where it moves with an arm.
-    """
-
-    fovy_degrees: float
-    pose: tuple[tuple[float, ...], ...] | None = None
-
+from wamkit.envs.mujoco_simulator import CameraInfo
 
 CAMERAS: dict[str, CameraInfo] = {
     "top": CameraInfo(fovy_degrees=78.0, pose=((1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.6), (0.0, 0.0, -1.0, 0.8))),
@@ -48,26 +30,3 @@ CAMERAS: dict[str, CameraInfo] = {
         ),
     ),
 }
-
-
-def require_cameras(names: tuple[str, ...]) -> None:
-    """Check camera names.
-
-    Raises:
-        ValueError: none, a repeated or an unknown camera; the message lists the choices.
-    """
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"expected distinct cameras, at least one, got {names}; choose among: {', '.join(CAMERAS)}")
-    for name in names:
-        if name not in CAMERAS:
-            raise choices_error("ALOHA camera", name, tuple(CAMERAS))
-
-
-def camera_spec(name: str, height: int, width: int) -> CameraSpec:
-    """What a camera publishes: its picture's size and intrinsics, and its pose unless it moves."""
-    info = CAMERAS[name]
-    intrinsics = tuple(
-        tuple(float(number) for number in row) for row in camera_intrinsics(info.fovy_degrees, height, width)
-    )
-    pose = None if info.pose is None else (*info.pose, (0.0, 0.0, 0.0, 1.0))
-    return CameraSpec(name=name, height=height, width=width, intrinsics=intrinsics, pose=pose)

@@ -10,27 +10,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64
 
-from wamkit.envs import choices_error
-from wamkit.envs.base import CameraMatrices, Contact, EpisodeRequest, StepOutcome
+from wamkit.envs.base import CameraMatrices, EpisodeRequest, StepOutcome
 from wamkit.envs.libero_assets import LiberoFiles, explain_missing, find_files, import_package
 from wamkit.envs.libero_tasks import sentence, suite_and_name
-from wamkit.envs.render import (
-    COARSE_CELL_M,
-    RENDERING_NAMES,
-    LoadedScene,
-    OffscreenRenderer,
-    Rendering,
-    camera_matrices,
-    find_contacts,
-)
+from wamkit.envs.mujoco_simulator import MujocoFactory, MujocoScene, MujocoSimulator
+from wamkit.envs.render import COARSE_CELL_M, RENDERING_NAMES, LoadedScene
 from wamkit.robots import LIBERO_CAMERAS, LIBERO_SIZE, libero_robot
 from wamkit.rotations import axis_angle_of_quaternion
 from wamkit.spec import RobotSpec
@@ -43,42 +34,33 @@ CAMERAS = (*LIBERO_CAMERAS, "frontview", "galleryview", "birdview", "sideview")
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 _COLLISION_GROUP = 0  # geoms that robosuite keeps for contact and does not show
 _OBJECT_CELL_M = 0.3
-_SCENES_KEPT = 2
 _MAX_DRAWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiberoFactory:
-    """Makes a LIBERO simulator inside the process that will run it.
+class LiberoFactory(MujocoFactory):
+    """Makes a LIBERO simulator; see `MujocoFactory`. Its stock look gives the pixels of the package's own renderer.
 
     Args:
-        cameras: in view order.
-        height: pixels.
-        width: pixels.
-        rendering: `low_cost` or `stock`, which gives the pixels of the package's own renderer; part of the observation.
         settle_steps: control steps without motion that every episode begins with, so that objects come to rest; they
             are not counted.
 
     Raises:
-        ValueError: an unknown camera or rendering, a size that is not positive, or negative settle steps.
+        ValueError: as `MujocoFactory`, or negative settle steps.
         ModuleNotFoundError: LIBERO is not installed (when the simulator is made).
         FileNotFoundError: its scene assets are missing (when the simulator is made).
     """
 
+    suite: ClassVar[str] = "LIBERO"
+    known_cameras: ClassVar[tuple[str, ...]] = CAMERAS
+
     cameras: tuple[str, ...] = LIBERO_CAMERAS
     height: int = LIBERO_SIZE
     width: int = LIBERO_SIZE
-    rendering: Rendering = "low_cost"
     settle_steps: int = 10
 
     def __post_init__(self) -> None:
-        for camera in self.cameras:
-            if camera not in CAMERAS:
-                raise choices_error("LIBERO camera", camera, CAMERAS)
-        if self.rendering not in RENDERING_NAMES:
-            raise ValueError(f"expected rendering to be one of {list(RENDERING_NAMES)}, got {self.rendering!r}")
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"expected a positive image size, got {self.height}x{self.width}")
+        super().__post_init__()
         if self.settle_steps < 0:
             raise ValueError(f"expected settle_steps of 0 or more, got {self.settle_steps}")
 
@@ -91,23 +73,8 @@ class LiberoFactory:
         return LiberoSimulator(self)
 
 
-def turn_picture(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """What LIBERO's datasets show of an upright picture: its mirror image.
-
-    The package gives pictures with the bottom row first, and the published training data turn those by 180 degrees:
-    upright again, but left and right are exchanged. The only place where a picture is turned.
-    """
-    return np.ascontiguousarray(image[:, ::-1])
-
-
-def turn_matrices(matrices: CameraMatrices, width: int) -> CameraMatrices:
-    """The matrices of the mirrored picture: pixel columns count from the other side."""
-    mirror = np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    return CameraMatrices(intrinsics=mirror @ matrices.intrinsics, pose=matrices.pose)
-
-
 @dataclass(kw_only=True)
-class LiberoScene:
+class LiberoScene(MujocoScene):
     """One task's robosuite environment, its pictures, and what scripts need to know of it.
 
     Args:
@@ -136,26 +103,29 @@ class LiberoScene:
         """MuJoCo's data."""
         return self.env.sim.data._data
 
+    def free(self) -> None:
+        """Close the environment."""
+        self.env.close()
+        del self.env
+        gc.collect()  # its parts hold each other, and the collector does not see how large they are
 
-class LiberoSimulator:
+
+class LiberoSimulator(MujocoSimulator[LiberoScene]):
     """One LIBERO robot; see `wamkit.envs.base.Simulator`. Make it with `LiberoFactory`."""
+
+    step_limit: ClassVar[int] = STEP_LIMIT
+    scenes_kept: ClassVar[int] = 2
 
     def __init__(self, factory: LiberoFactory) -> None:
         self._files: LiberoFiles = find_files()
-        self.robot = factory.robot
-        self._factory = factory
-        self._renderer = OffscreenRenderer(factory.height, factory.width, factory.rendering)
+        super().__init__(factory)
+        self._settle_steps = factory.settle_steps
         with _quiet():
             self._package = import_package(self._files)  # after the GL backend is chosen: it imports mujoco
-        self._scenes: OrderedDict[str, LiberoScene] = OrderedDict()
-        self._scene: LiberoScene | None = None
-        self._task, self._steps = "", 0
         self._script: Iterator[np.ndarray] | None = None
 
-    @property
-    def sentence(self) -> str:
-        """The sentence of the current task; empty before the first reset."""
-        return sentence(self._task) if self._task else ""
+    def _sentence(self, task: str) -> str:
+        return sentence(task)
 
     def reset(self, request: EpisodeRequest) -> None:
         """Put the arm and the objects in place and let them come to rest.
@@ -173,9 +143,10 @@ class LiberoSimulator:
             self._restore(scene, request.layout)
         else:
             _draw(scene, np.random.SeedSequence((request.layout_seed, request.layout)))
-        for _ in range(self._factory.settle_steps):
+        for _ in range(self._settle_steps):
             scene.env.step(np.array(NO_OP))
-        self._scene, self._task, self._steps, self._script = scene, request.task, 0, None
+        self._begin(scene, request.task)
+        self._script = None
 
     def state(self) -> Float32[np.ndarray, "s"]:
         """Hand position (metres, world), its rotation as axis-angle (radians) and the two finger joints (metres)."""
@@ -186,10 +157,6 @@ class LiberoSimulator:
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([data.site_xpos[robot.eef_site_id], rotation, fingers]).astype(np.float32)
 
-    def action_bounds(self) -> Float32[np.ndarray, "2 a"]:
-        """-1 and 1 in every channel."""
-        return np.array([[-1.0], [1.0]], dtype=np.float32).repeat(len(self.robot.action), axis=1)
-
     def step(self, action: Float32[np.ndarray, "a"]) -> StepOutcome:
         """Move the hand by up to 5 cm and 0.5 rad per axis (action 1) and drive the gripper (positive closes).
 
@@ -198,46 +165,10 @@ class LiberoSimulator:
         Raises:
             ValueError: a malformed action, or a step past the limit of 1000.
         """
+        action = self._count_step(action)
         scene = self._current()
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != (len(self.robot.action),) or not np.isfinite(action).all():
-            raise ValueError(
-                f"expected {len(self.robot.action)} finite action numbers, got shape {action.shape}: {action}"
-            )
-        if self._steps >= STEP_LIMIT:
-            raise ValueError(f"the episode ended at its limit of {STEP_LIMIT} steps; reset before stepping on")
         _, reward, success, _ = scene.env.step(np.clip(action, -1.0, 1.0).astype(np.float64))
-        self._steps += 1
-        return StepOutcome(
-            reward=float(reward), success=bool(success), terminated=False, truncated=self._steps >= STEP_LIMIT
-        )
-
-    def render(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """One picture per camera, as the published datasets show them (see `turn_picture`)."""
-        scene = self._current()
-        self._renderer.make_current()
-        return {name: turn_picture(scene.loaded.render(scene.data, name)) for name in self._factory.cameras}
-
-    def geom_ids(self) -> dict[str, np.ndarray]:
-        """The geom seen at each pixel of each camera's picture, int `[h, w]`, -1 where there is none."""
-        scene = self._current()
-        self._renderer.make_current()
-        return {name: scene.loaded.geom_ids(scene.data, name)[:, ::-1] for name in self._factory.cameras}
-
-    def camera_matrices(self) -> dict[str, CameraMatrices]:
-        """Matrices of the pictures; the camera on the hand moves with it, so ask at every frame."""
-        scene, factory = self._current(), self._factory
-        return {
-            name: turn_matrices(
-                camera_matrices(scene.model, scene.data, name, factory.height, factory.width), factory.width
-            )
-            for name in factory.cameras
-        }
-
-    def contacts(self) -> list[Contact]:
-        """Contacts of the finger pads."""
-        scene = self._current()
-        return find_contacts(scene.model, scene.data, scene.pads)
+        return StepOutcome(reward=float(reward), success=bool(success), terminated=False, truncated=self._is_over)
 
     def demonstrate_action(self) -> Float32[np.ndarray, "a"]:
         """What our scripted demonstrator, which sees the pose of every object, would do now.
@@ -252,19 +183,18 @@ class LiberoSimulator:
             self._script = demonstrator(scene.env)
         return next(self._script).astype(np.float32)
 
-    def close(self) -> None:
-        """Free scenes and the GL context; closing twice is fine."""
-        for scene in self._scenes.values():
-            scene.loaded.close()
-            scene.env.close()
-        self._scenes.clear()
-        self._scene = None
-        self._renderer.close()
+    def _turned(self, image: np.ndarray, camera: str) -> np.ndarray:
+        """What LIBERO's datasets show of an upright picture: its mirror image.
 
-    def _current(self) -> LiberoScene:
-        if self._scene is None:
-            raise ValueError("no episode: call reset first")
-        return self._scene
+        The package gives pictures with the bottom row first, and the published training data turn those by 180 degrees:
+        upright again, but left and right are exchanged.
+        """
+        return np.ascontiguousarray(image[:, ::-1])
+
+    def _turned_matrices(self, matrices: CameraMatrices, camera: str) -> CameraMatrices:
+        """Pixel columns count from the other side."""
+        mirror = np.array([[-1.0, 0.0, self._factory.width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        return CameraMatrices(intrinsics=mirror @ matrices.intrinsics, pose=matrices.pose)
 
     def _restore(self, scene: LiberoScene, layout: int) -> None:
         if scene.states is None:
@@ -287,20 +217,8 @@ class LiberoSimulator:
         env._check_success()
         env._post_process()
 
-    def _load(self, task: str) -> LiberoScene:
-        suite_and_name(task)
-        if task not in self._scenes:
-            while len(self._scenes) >= _SCENES_KEPT:
-                _, oldest = self._scenes.popitem(last=False)
-                oldest.loaded.close()
-                oldest.env.close()
-                del oldest
-                gc.collect()  # its parts hold each other, and the collector does not see how large they are
-            self._scenes[task] = self._make(task)
-        self._scenes.move_to_end(task)
-        return self._scenes[task]
-
     def _make(self, task: str) -> LiberoScene:
+        suite_and_name(task)
         try:
             with _quiet():
                 wrapper = self._package.env_wrapper.ControlEnv(

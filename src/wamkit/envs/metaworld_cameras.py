@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from wamkit.envs import choices_error
-from wamkit.envs.render import camera_intrinsics
-from wamkit.spec import CameraSpec
-
-Rows = tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraInfo:
-    """One camera.
-
-    Args:
-        fovy_degrees: vertical field of view.
-        pose: camera to world of the upright picture (OpenCV axes, metres), first three rows; `None` on the moving hand.
-        is_upside_down: whether the package hangs it upside down, so that its pictures are turned.
-    """
-
-    fovy_degrees: float
-    pose: Rows | None = None
-    is_upside_down: bool = False
-
+from wamkit.envs.mujoco_simulator import CameraInfo
 
 CAMERAS: dict[str, CameraInfo] = {
     "topview": CameraInfo(
@@ -70,26 +48,3 @@ CAMERAS: dict[str, CameraInfo] = {
     "behindGripper": CameraInfo(fovy_degrees=60.0),
     "gripperPOV": CameraInfo(fovy_degrees=90.0),
 }
-
-
-def require_cameras(names: tuple[str, ...]) -> None:
-    """Check camera names.
-
-    Raises:
-        ValueError: none, a repeated or an unknown camera; the message lists the choices.
-    """
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"expected distinct cameras, at least one, got {names}; choose among: {', '.join(CAMERAS)}")
-    for name in names:
-        if name not in CAMERAS:
-            raise choices_error("Meta-World camera", name, tuple(CAMERAS))
-
-
-def camera_spec(name: str, height: int, width: int) -> CameraSpec:
-    """What a camera publishes: its picture's size and intrinsics, and its pose unless it moves."""
-    info = CAMERAS[name]
-    intrinsics = tuple(
-        tuple(float(number) for number in row) for row in camera_intrinsics(info.fovy_degrees, height, width)
-    )
-    pose = None if info.pose is None else (*info.pose, (0.0, 0.0, 0.0, 1.0))
-    return CameraSpec(name=name, height=height, width=width, intrinsics=intrinsics, pose=pose)
