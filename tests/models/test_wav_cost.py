@@ -50,8 +50,7 @@ def counted(config: WAVConfig, value_rows: int, action_rows: int) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("size", [sizes.tiny, sizes.libero])
-@pytest.mark.parametrize("rows", [(1, 1), (3, 2)])
+@pytest.mark.parametrize(("size", "rows"), [(sizes.tiny, (1, 1)), (sizes.tiny, (3, 2)), (sizes.libero, (3, 2))])
 def test_counts_equal_those_of_an_operation_counter(size: object, rows: tuple[int, int]) -> None:
     config = size()
     assert forward_cost(config, value_rows=rows[0], action_rows=rows[1]).total == counted(config, *rows)
