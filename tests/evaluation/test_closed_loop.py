@@ -145,9 +145,10 @@ def test_another_evaluation_in_the_folder_is_refused(
 
 
 def test_starting_afresh_replaces_the_evaluation_and_records_both_ends(
-    finished: Path, evaluated: Path, run_evaluation: Any
+    finished: Path, evaluated: Path, run_evaluation: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (evaluated / "notes.txt").write_text("mine")
+    caplog.set_level("INFO", logger="wamkit")
     before = EpisodeLog(finished).read()
     unsolved, first_solved = min(before), next(key for key, record in before.items() if record.success)
     assert not before[unsolved].success, "the first layout should be one that stays unsolved"
@@ -158,6 +159,7 @@ def test_starting_afresh_replaces_the_evaluation_and_records_both_ends(
     assert solved(evaluated) == solved(finished)
     assert {record.session for record in again.values()} == {0}
     # One episode was to be recorded, and it was not solved: so a solved one is repeated and recorded too.
+    assert "recording 1 more episodes as examples" in caplog.text
     assert {key for key, record in again.items() if record.folder} == {unsolved, first_solved}
     assert not again[first_solved].recorded, "its calls were timed before it was recorded"
     assert Trace.load(evaluated / str(again[first_solved].folder) / "trace.npz").is_success

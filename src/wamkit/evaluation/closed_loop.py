@@ -172,6 +172,8 @@ def evaluate(
                     tally.add(record)
                 # Where all recorded episodes ended alike, an example of the other end is repeated and recorded.
                 examples = _examples(_of(requests, records))
+                if examples:
+                    logger.info("recording %d more episodes as examples of success or failure", len(examples))
                 for outcome in roll(examples, record=range(len(examples))):
                     record = records[_key(outcome.request)]
                     if (outcome.success, outcome.steps) == (record.success, record.steps):
