@@ -13,6 +13,7 @@ import pytest
 from wamkit.cli.main import main
 from wamkit.data.convert_v2 import convert_v2
 from wamkit.data.episode_stats import image_stats
+from wamkit.data.exclusions import EXCLUDE_PATH, write_exclusions
 from wamkit.data.inspect import inspect
 from wamkit.data.layout import read_tasks
 from wamkit.data.lerobot import DatasetError, LeRobotDataset, VideoError
@@ -133,6 +134,60 @@ def test_what_others_added_is_kept(older, tmp_path):
     statistics = found.episode_statistics()[0]
     assert statistics["pose"]["mean"].shape == (2, 3) and "said" not in statistics
     assert not list((found.root / "meta").glob("*.jsonl")) and inspect(found.root).is_sound
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_excluded_episodes_are_left_out(older, tmp_path, caplog, version):
+    source, root = older(version, num=4)
+    write_exclusions(root, {1: "front camera is lost"})
+    (root / VIDEO.format(0, FRONT, 1)).unlink()
+    pq.write_table(pq.read_table(root / DATA.format(0, 1)).slice(0, 5), root / DATA.format(0, 1))
+    edit_info(root, splits={"train": "0:3", "test": "3:4", "note": "odd"})
+    steps = []
+    with caplog.at_level("INFO", logger="wamkit"):
+        report = convert_v2(root, tmp_path / "out", progress=lambda *step: steps.append(step))
+    assert "1 of 4 episodes are left out by meta/wamkit_exclude.json: 1 (front camera is lost)" in caplog.text
+    assert (report.episodes, report.frames, report.left_out) == (3, 41, 1) and steps == [(1, 3), (2, 3), (3, 3)]
+    assert report.notes["excluded_episodes"] == {"1": "front camera is lost"}
+    found = LeRobotDataset(tmp_path / "out")
+    assert found.wamkit["notes"]["conversion"] == report.notes and not (found.root / EXCLUDE_PATH).exists()
+    assert (found.info["total_episodes"], found.info["total_frames"]) == (3, 41)
+    assert found.info["splits"] == {"train": "0:2", "test": "2:3", "note": "odd"}
+    first = 0
+    for number, old in enumerate((0, 2, 3)):
+        columns, others = found.columns(number), source.columns(old)
+        length = 12 + old
+        assert (found.episodes[number].length, found.episodes[number].tasks) == (length, source.episodes[old].tasks)
+        for key in columns.keys() - {"episode_index", "index"}:
+            np.testing.assert_array_equal(columns[key], others[key])
+        assert columns["episode_index"].tolist() == [number] * length
+        assert columns["index"].tolist() == list(range(first, first + length))
+        ours, theirs = found.episode_statistics()[number], source.episode_statistics()[old]
+        np.testing.assert_array_equal(ours["action"]["mean"], theirs["action"]["mean"])
+        assert ours["episode_index"]["max"] == [number] and ours["index"]["min"] == [first]
+        assert found.video_path(number, "front").read_bytes() == source.video_path(old, "front").read_bytes()
+        if version == "v2.1":
+            np.testing.assert_array_equal(ours[FRONT]["mean"], theirs[FRONT]["mean"])
+        first += length
+    assert inspect(found.root).is_sound
+
+
+def test_excluded_episodes_are_not_looked_at_for_the_robot_either(older, tmp_path, capsys):
+    _, root = older()
+    robot = tmp_path / "robot.json"
+    robot.write_text(json.dumps(synthetic_robot(height=64, width=64).to_dict()))
+    (root / VIDEO.format(0, FRONT, 0)).unlink()
+    arguments = ["data", "convert", str(root), "--output", str(tmp_path / "out"), "--robot", str(robot)]
+    assert main(arguments) == 2
+    assert "copy it back or exclude the episode" in capsys.readouterr().err
+    write_exclusions(root, {0: "lost"})
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "holds 2 episodes and 27 rows" in shown.out and "1 episodes were left out" in shown.out
+    assert LeRobotDataset(tmp_path / "out").robot.name == "square/synthetic"
+    write_exclusions(root, dict.fromkeys(range(3), "lost"))
+    assert main([*arguments[:-3], str(tmp_path / "new")]) == 2
+    assert "it excludes all of them" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_has_only_what_wav_asks_for(older, tmp_path):

@@ -17,7 +17,7 @@ from wamkit.progress import ProgressBar
 class Convert:
     """Make a LeRobot v3.0 dataset of one in v2.0 or v2.1, or of HDF5 demonstrations of LIBERO or robomimic.
 
-    An interrupted command leaves nothing behind at the output.
+    Episodes listed in meta/wamkit_exclude.json are left out. An interrupted command leaves nothing at the output.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -50,6 +50,8 @@ def run(options: Convert) -> int:
         print(json.dumps(report.to_dict(), indent=2))
         return 0
     print(f"{report.output} holds {report.episodes} episodes and {report.frames} rows of {report.source}")
+    if report.left_out:
+        print(f"{report.left_out} episodes were left out, the others are numbered anew")
     if report.copied_videos:
         print(f"{report.copied_videos} videos were copied as they are, {report.encoded_videos} encoded anew")
     if report.dropped_rows:
@@ -77,9 +79,12 @@ def _lerobot(options: Convert) -> Any:
     renamed = choose_renames(options.source, given=options.rename, robot=options.robot)
     robot = None
     if options.robot is not None:
+        from wamkit.data.exclusions import read_exclusions
         from wamkit.data.lerobot import LeRobotDataset
 
-        robot = describe_as(LeRobotDataset(options.source, renamed=renamed), options.robot).robot
+        excluded = read_exclusions(options.source).episodes
+        dataset = LeRobotDataset(options.source, renamed=renamed, ignored=excluded)
+        robot = describe_as(dataset, options.robot).robot
     if renamed and not options.json:
         print("cameras are read under other names: " + ", ".join(f"{old} as {new}" for old, new in renamed.items()))
     with ProgressBar(f"converting {options.source}", unit="episodes") as bar:

@@ -24,6 +24,7 @@ class ConversionReport:
         source: form of what it was made of.
         episodes: in it.
         frames: in it.
+        left_out: episodes of the source that are not in it; the notes or the log say which.
         copied_videos: files taken over as they are.
         encoded_videos: files encoded anew.
         dropped_rows: rows left out because the robot was told to do nothing.
@@ -34,6 +35,7 @@ class ConversionReport:
     source: str
     episodes: int
     frames: int
+    left_out: int = 0
     copied_videos: int = 0
     encoded_videos: int = 0
     dropped_rows: int = 0

@@ -7,6 +7,7 @@ whose frames are not shown at whole multiples of 1/fps could not be read exactly
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from wamkit.data import layout_v2
 from wamkit.data.atomic import write_json_atomically
 from wamkit.data.conversion import NOTES, ConversionReport, new_dataset
 from wamkit.data.episode_stats import STATISTICS, Stats, block_image_stats, column_stats, merge_stats, to_columns
+from wamkit.data.exclusions import EXCLUDE_PATH, open_usable, read_exclusions, without_excluded
 from wamkit.data.layout import EpisodeRecord
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import STATISTICS_PATH
@@ -31,8 +33,16 @@ from wamkit.spec import RobotSpec
 
 _BLOCK = 64  # frames decoded at a time for statistics
 _STORED_STATISTICS = {"min", "max", "mean", "std", "count"}
-# Metadata that are written anew, or that describe files which are.
-_REPLACED = (words.INFO, layout_v2.EPISODES, layout_v2.TASKS, layout_v2.STATISTICS, words.STATS, STATISTICS_PATH)
+# Metadata that are written anew, or that describe files which are, or episodes that are left out.
+_REPLACED = (
+    words.INFO,
+    layout_v2.EPISODES,
+    layout_v2.TASKS,
+    layout_v2.STATISTICS,
+    words.STATS,
+    STATISTICS_PATH,
+    EXCLUDE_PATH,
+)
 _V2_KEYS = ("total_chunks", "total_videos")
 
 
@@ -49,6 +59,9 @@ def convert_v2(
     Statistics per episode are computed from the rows; those of pictures are the stored ones where every episode has
     them (v2.1), else they are computed from all frames.
 
+    Episodes that the list in `meta/wamkit_exclude.json` names are left out, and those after them get new numbers; the
+    notes of the new dataset keep the old numbers of what was left out, with the reasons. A log line names them too.
+
     Args:
         source: dataset folder.
         output: a folder that does not exist, or an empty one.
@@ -59,19 +72,22 @@ def convert_v2(
     Raises:
         FileNotFoundError: no dataset, or a file of it is missing.
         FileExistsError: there is something at `output`.
-        DatasetError: metadata and data disagree.
+        DatasetError: metadata and data disagree, or the list of excluded episodes is damaged or names all of them.
         VideoError: a video cannot be read, or holds neither the right frames nor the right number of them.
         ValueError: the dataset is v3.0 already, `robot` has other cameras or widths, or `renamed` does not fit.
         OSError: writing failed.
     """
     source, output = Path(source), Path(output)
-    dataset = LeRobotDataset(source, renamed=renamed)
+    dataset = open_usable(source)
     if dataset.info["codebase_version"] == words.VERSION:
         raise ValueError(f"{source} is a dataset in LeRobot {words.VERSION} already; there is nothing to convert")
+    kept = {entry.index for entry in without_excluded(dataset).episodes}
+    if renamed is not None:  # its files were looked at already
+        dataset = LeRobotDataset(source, check=False, ignored=dataset.ignored, renamed=renamed)
     if robot is not None:
         require_robot(dataset, robot)
     with new_dataset(output, source) as folder:
-        return _Conversion(dataset, folder, robot).run(output, progress)
+        return _Conversion(dataset, folder, robot, kept).run(output, progress)
 
 
 def require_robot(dataset: LeRobotDataset, robot: RobotSpec) -> None:
@@ -102,8 +118,10 @@ def require_robot(dataset: LeRobotDataset, robot: RobotSpec) -> None:
 class _Conversion:
     """The state of one pass over the episodes."""
 
-    def __init__(self, dataset: LeRobotDataset, folder: Path, robot: RobotSpec | None) -> None:
+    def __init__(self, dataset: LeRobotDataset, folder: Path, robot: RobotSpec | None, kept: set[int]) -> None:
         self._dataset, self._folder, self._robot = dataset, folder, robot
+        self._records = [record for record in dataset.episodes if record.index in kept]
+        self._is_renumbered = len(self._records) < dataset.num_episodes
         self._tasks = dataset.read_tasks() if dataset.num_episodes else []
         # Rows must have what v3.0 always has; folders for WAV's trainer may lack it.
         kinds = {"timestamp": "float32"} | dict.fromkeys(words.INDEX_FEATURES[1:], "int64")
@@ -113,7 +131,7 @@ class _Conversion:
         stored = dataset.episode_statistics()
         self._stored = stored
         self._has_stored = {
-            key: bool(stored) and all(one.get(key, {}).keys() >= _STORED_STATISTICS for one in stored)
+            key: all(stored[record.index].get(key, {}).keys() >= _STORED_STATISTICS for record in self._records)
             for key, feature in self._features.items()
             if words.is_camera(feature)
         }
@@ -124,14 +142,14 @@ class _Conversion:
         rows: list[dict[str, Any]] = []
         kept: dict[str, list[Stats]] = {}
         first = 0
-        for record in dataset.episodes:
-            stats = self._write_rows(record, first) | self._write_pictures(record)
+        for number, record in enumerate(self._records):
+            stats = self._write_rows(record, number, first) | self._write_pictures(record, number)
             for key, one in stats.items():
                 kept.setdefault(key, []).append(one)
-            rows.append(self._row(record, first, stats))
+            rows.append(self._row(record, number, first, stats))
             first += record.length
             if progress is not None:
-                progress(record.index + 1, dataset.num_episodes)
+                progress(number + 1, len(self._records))
         self._write_episodes(rows)
         merged = {key: merge_stats(parts) for key, parts in kept.items()}
         plain = {key: {name: value.tolist() for name, value in one.items()} for key, one in merged.items()}
@@ -144,8 +162,9 @@ class _Conversion:
         return ConversionReport(
             output=output,
             source=f"LeRobot {dataset.info['codebase_version']}",
-            episodes=dataset.num_episodes,
-            frames=dataset.num_frames,
+            episodes=len(rows),
+            frames=first,
+            left_out=dataset.num_episodes - len(rows),
             copied_videos=self._copied,
             encoded_videos=self._encoded,
             notes=notes,
@@ -153,29 +172,32 @@ class _Conversion:
 
     # -- one episode ---------------------------------------------------------------------------------------------------
 
-    def _write_rows(self, record: EpisodeRecord, first: int) -> dict[str, Stats]:
-        """The episode's data file; gives the statistics of its numbers."""
+    def _write_rows(self, record: EpisodeRecord, number: int, first: int) -> dict[str, Stats]:
+        """The data file of an episode under its new number; gives the statistics of its numbers."""
         path = self._dataset.data_path(record.index)
         with pq.ParquetFile(path) as file:
             table = file.read()
-        number = np.arange(record.length)
+        frame = np.arange(record.length)
         made: dict[str, np.ndarray] = {
-            "timestamp": (number / self._dataset.fps).astype(np.float32),
-            "frame_index": number,
-            "episode_index": np.full(record.length, record.index),
-            "index": number + first,
+            "timestamp": (frame / self._dataset.fps).astype(np.float32),
+            "frame_index": frame,
+            "episode_index": np.full(record.length, number),
+            "index": frame + first,
             "task_index": np.full(record.length, self._task_index(record)),
         }
         columns = {name: table[name] for name in table.column_names if not name.startswith("__index_level_")}
         for name, numbers in made.items():
             columns.setdefault(name, pa.array(numbers))
+        # What is counted over the episodes changes where some are left out; else it stays as it was stored.
+        counted = {name: made[name] for name in ("episode_index", "index") if self._is_renumbered}
+        columns |= {name: pa.array(numbers) for name, numbers in counted.items()}
         declared = [key for key, feature in self._features.items() if not words.is_video(feature)]
         # Reading them refuses what does not have the features' shape.
         read = self._dataset.columns(record.index)
-        values = made | {self._dataset.stored_name(key): column for key, column in read.items()}
+        values = made | {self._dataset.stored_name(key): column for key, column in read.items()} | counted
         order = [*declared, *(name for name in columns if name not in declared)]
         arrays = [_as_v3(columns[name], self._features.get(name)) for name in order]
-        target = self._folder / words.DATA_PATH.format(**_position(record.index))
+        target = self._folder / words.DATA_PATH.format(**_position(number))
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(arrays, names=order), target, compression="snappy", row_group_size=record.length)
         numeric = [key for key in declared if key in values and values[key].dtype != object]
@@ -186,14 +208,14 @@ class _Conversion:
             self._tasks.append(record.task)
         return self._tasks.index(record.task)
 
-    def _write_pictures(self, record: EpisodeRecord) -> dict[str, Stats]:
-        """The episode's videos; gives the statistics of its pictures, embedded ones too."""
+    def _write_pictures(self, record: EpisodeRecord, number: int) -> dict[str, Stats]:
+        """The videos of an episode under its new number; gives the statistics of its pictures, embedded ones too."""
         stats = {}
         for camera in self._dataset.cameras:
             key = self._dataset.camera_key(camera)
             path = self._dataset.video_path(record.index, camera)
             if path is not None:
-                target = self._folder / words.VIDEO_PATH.format(video_key=key, **_position(record.index))
+                target = self._folder / words.VIDEO_PATH.format(video_key=key, **_position(number))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._write_video(path, target, record.length)
             if self._has_stored[key]:
@@ -236,9 +258,9 @@ class _Conversion:
         target.write_bytes(encode_video(frames, fps=int(fps), settings=settings))
         self._encoded += 1
 
-    def _row(self, record: EpisodeRecord, first: int, stats: dict[str, Stats]) -> dict[str, Any]:
-        position = _position(record.index)
-        row: dict[str, Any] = {"episode_index": record.index, "tasks": list(record.tasks), "length": record.length}
+    def _row(self, record: EpisodeRecord, number: int, first: int, stats: dict[str, Stats]) -> dict[str, Any]:
+        position = _position(number)
+        row: dict[str, Any] = {"episode_index": number, "tasks": list(record.tasks), "length": record.length}
         row |= {f"data/{part}": value for part, value in position.items()}
         row |= {"dataset_from_index": first, "dataset_to_index": first + record.length}
         for key, feature in self._features.items():
@@ -247,7 +269,7 @@ class _Conversion:
                 ends = {"from_timestamp": 0.0, "to_timestamp": record.length / self._dataset.fps}
                 row |= {f"videos/{key}/{part}": value for part, value in ends.items()}
         row |= to_columns(stats)
-        table = record.index // EPISODES_PER_TABLE
+        table = number // EPISODES_PER_TABLE
         row |= {f"meta/episodes/{part}": value for part, value in _position(table).items()}
         return row | {words.METADATA_COLUMN: json.dumps(record.metadata, sort_keys=True)}
 
@@ -276,17 +298,22 @@ class _Conversion:
     def _write_info(self) -> dict[str, Any]:
         old, dataset = self._dataset.info, self._dataset
         own = dict(dataset.wamkit)
-        notes = {
+        notes: dict[str, Any] = {
             "name": dataset.root.resolve().name,
             "version": old["codebase_version"],
             "encoded_videos": self._encoded,
             "wamkit": __version__,
         }
+        if self._is_renumbered:
+            reasons = read_exclusions(dataset.root, num_episodes=dataset.num_episodes).episodes
+            notes["excluded_episodes"] = {str(number): reason for number, reason in reasons.items()}
         own["notes"] = own.get("notes", {}) | {NOTES: notes}
         if self._robot is not None:
             own["robot"] = self._robot.to_dict()
         info = {key: value for key, value in old.items() if key not in _V2_KEYS} | {
             "codebase_version": words.VERSION,
+            "total_episodes": len(self._records),
+            "total_frames": sum(record.length for record in self._records),
             "total_tasks": len(self._tasks),
             "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": 100,
@@ -297,8 +324,17 @@ class _Conversion:
             "features": self._features,
             words.WAMKIT: own,
         }
+        if self._is_renumbered and isinstance(info.get("splits"), dict):
+            info["splits"] = {name: self._renumbered(part) for name, part in info["splits"].items()}
         write_json_atomically(self._folder / words.INFO, info)
         return notes
+
+    def _renumbered(self, split: Any) -> Any:
+        """A range of episodes, as 0:12, under the new numbers; anything else as it is."""
+        ends = re.fullmatch(r"(\d+):(\d+)", split) if isinstance(split, str) else None
+        if ends is None:
+            return split
+        return ":".join(str(sum(record.index < int(end) for record in self._records)) for end in ends.groups())
 
 
 def _position(number: int) -> dict[str, int]:

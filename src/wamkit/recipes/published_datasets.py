@@ -55,7 +55,8 @@ def describe_as(dataset: LeRobotDataset, robot: str, *, cameras: Sequence[str] |
     if robot not in ROBOTS or not grippers or not dataset.num_episodes:
         return found
     highest = 0.0
-    for entry in dataset.episodes[:_LOOKED_AT]:
+    usable = [entry for entry in dataset.episodes if entry.index not in dataset.ignored]
+    for entry in usable[:_LOOKED_AT]:
         values = dataset.columns(entry.index, [ACTION])[ACTION][:, grippers]
         if (values < 0).any():
             return found
