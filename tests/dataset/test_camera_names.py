@@ -14,6 +14,7 @@ from wamkit.cli.main import main
 from wamkit.data.actions import ActionTransform
 from wamkit.data.convert_v2 import convert_v2
 from wamkit.data.describe import write_robot
+from wamkit.data.exclusions import write_exclusions
 from wamkit.data.inspect import inspect
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.data.loader import WindowLoader
@@ -232,6 +233,15 @@ def test_other_widths_and_grippers_are_refused(tmp_path: Path, write_dataset, ca
     assert describe(root, "--robot", "libero") == 2
     assert "expected gripper actions from -1 to 1" in capsys.readouterr().err
     assert "wamkit" not in info_of(root)
+
+
+def test_a_robot_is_told_without_the_excluded_episodes(tmp_path: Path) -> None:
+    root = published(tmp_path / "set", "v2.1")
+    write_exclusions(root, {0: "lost"})
+    LeRobotDataset(root).data_path(0).unlink()
+    assert main(["data", "convert", str(root), "--output", str(tmp_path / "out"), "--robot", "libero"]) == 0
+    found = LeRobotDataset(tmp_path / "out")
+    assert (found.cameras, found.num_episodes) == (LIBERO_CAMERAS, 1) and found.robot == libero_robot(SIZE, SIZE)
 
 
 def test_a_robot_from_a_file_and_a_part_of_its_cameras(tmp_path: Path) -> None:

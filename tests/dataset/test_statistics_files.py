@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_every_form_is_recognised(statistics: dict[str, Statistics], tmp_path: P
     assert "action_delta" in read_given_statistics(tmp_path / "wav.json", widths=WIDTHS, entry="other_joint")
     with pytest.raises(ValueError, match="got 'third_eef'"):
         read_given_statistics(tmp_path / "wav.json", widths=WIDTHS, entry="third_eef")
-    with pytest.raises(ValueError, match="'square_eef' chooses among the statistics of a WAV file"):
+    with pytest.raises(ValueError, match=r"data\.statistics_entry 'square_eef' chooses among those of a WAV file"):
         read_given_statistics(own, widths=WIDTHS, entry="square_eef")
     with pytest.raises(ValueError, match="expected 7 channels of action, as in the data, got 3"):
         read_given_statistics(own, widths={"action": 7, "state": 3})
@@ -184,6 +185,66 @@ def test_the_command_line_exports(write_dataset, tmp_path: Path, capsys: pytest.
     assert read_norm_stats(openpi, widths=WIDTHS)["state"].q99 == expected["state"].q99
     assert main(stats) == 0
     assert read_statistics(root) == expected
+
+
+FORMATS = {"wamkit": [], "openpi": ["--format", "openpi"], "wav": ["--format", "wav", "--domain", "libero"]}
+
+
+@pytest.mark.parametrize("wanted", FORMATS)
+def test_only_a_file_of_the_same_form_is_written_over(
+    write_dataset, statistics: dict[str, Statistics], tmp_path: Path, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = write_dataset(1)
+    write_statistics(tmp_path, statistics, fingerprint="x")
+    files = {"wamkit": tmp_path / STATISTICS_PATH, "openpi": tmp_path / "openpi.json", "wav": tmp_path / "wav.json"}
+    write_norm_stats(files["openpi"], statistics)
+    write_wav_statistics(files["wav"], statistics, domain="other")
+    info = shutil.copy(root / "meta/info.json", tmp_path / "info.json")
+    (tmp_path / "damaged.json").write_text('{"features": ')
+    (tmp_path / "latin.json").write_bytes(b"\xe9")
+    mixed = {key: value for path in files.values() for key, value in json.loads(path.read_text()).items()}
+    (tmp_path / "mixed.json").write_text(json.dumps(mixed))
+    refused = {path: f"it holds statistics of {form};" for form, path in files.items() if form != wanted}
+    refused |= {tmp_path / "damaged.json": "it cannot be read", tmp_path / "latin.json": "it cannot be read"}
+    refused |= {info: "it holds the keys ['", tmp_path / "mixed.json": "statistics of openpi and wav and wamkit;"}
+    for path, message in refused.items():
+        before = Path(path).read_bytes()
+        assert main(["data", "stats", str(root), *FORMATS[wanted], "--output", str(path)]) == 2
+        shown = capsys.readouterr().err
+        assert f"or one of statistics of {wanted}, " in shown and message in shown and "another --output" in shown
+        assert Path(path).read_bytes() == before
+    own = files[wanted]
+    for _ in range(2):  # over another's, and over its own
+        assert main(["data", "stats", str(root), *FORMATS[wanted], "--output", str(own)]) == 0
+        found = read_given_statistics(own, widths=WIDTHS, entry="libero_eef" if wanted == "wav" else "")
+        assert found["state"].q01 == compute_statistics(LeRobotDataset(root))["state"].q01
+    if wanted == "wav":
+        kept = read_given_statistics(own, widths=WIDTHS, entry="other_eef")
+        assert kept["state"].q01 == statistics["state"].q01
+
+
+def test_a_file_of_two_forms_is_not_read(statistics: dict[str, Statistics], tmp_path: Path) -> None:
+    path = tmp_path / "mixed.json"
+    write_norm_stats(path, statistics)
+    write_wav_statistics(tmp_path / "wav.json", statistics, domain="square")
+    path.write_text(json.dumps(json.loads(path.read_text()) | json.loads((tmp_path / "wav.json").read_text())))
+    with pytest.raises(ValueError, match=r"mixed\.json: expected statistics of one form, got those of openpi and wav"):
+        read_given_statistics(path, widths=WIDTHS)
+
+
+def test_each_command_names_its_own_option(
+    write_dataset, statistics: dict[str, Statistics], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = write_dataset(1)
+    path = tmp_path / "wav.json"
+    for domain in ("one", "two"):
+        write_wav_statistics(path, statistics, domain=domain)
+    assert main(["data", "inspect", str(root), "--against", str(path)]) == 2
+    assert "choose one of ['one_eef', 'two_eef'] as --entry" in capsys.readouterr().err
+    assert main(["data", "inspect", str(root), "--against", str(path), "--entry", "three"]) == 2
+    assert "expected one of ['one_eef', 'two_eef'] as --entry, got 'three'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"choose one of .* as data\.statistics_entry"):
+        read_given_statistics(path, widths=WIDTHS)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ class Stats:
     """wamkit's own; openpi's norm_stats.json (mean and std of all rows); or the statistics file of the public WAV code,
     in which other domains are kept."""
     output: Path | None = None
-    """File to write; by default wamkit's own in the dataset."""
+    """File to write; by default wamkit's own in the dataset. An earlier file of the same format is replaced, or in wav
+    added to; anything else there is refused."""
     width: int | None = None
     """openpi: fill vectors up with zeros to this width, that of its model."""
     domain: str | None = None
@@ -64,10 +65,12 @@ def write_statistics_of(root: Path) -> dict[str, Any]:
 
 
 def _export(options: Stats, output: Path) -> dict[str, Any]:
+    from wamkit.data.given_statistics import require_same_form
     from wamkit.data.norm_stats import write_norm_stats
     from wamkit.data.stats import write_statistics_file
     from wamkit.data.wav_statistics import write_wav_statistics
 
+    require_same_form(output, options.format)
     statistics, fingerprint = _computed(options.root, is_trimmed=options.format != "openpi")
     if options.format == "openpi":
         write_norm_stats(output, statistics, width=options.width)

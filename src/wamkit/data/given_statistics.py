@@ -4,46 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from wamkit.data.norm_stats import is_norm_stats, parse_norm_stats
 from wamkit.data.stats import Statistics, parse_statistics, read_json_object
 from wamkit.data.wav_statistics import parse_wav_statistics, wav_entries
 
+Form = Literal["wamkit", "openpi", "wav"]
+"""Who reads a file of statistics."""
 
-def read_given_statistics(path: Path | str, *, widths: Mapping[str, int], entry: str = "") -> dict[str, Statistics]:
+
+def forms_of(document: Mapping[str, Any]) -> list[Form]:
+    """The forms of statistics that a JSON object has: one, none if it is something else, several if it is a mixture."""
+    found: list[Form] = ["openpi"] if is_norm_stats(document) else []
+    if wav_entries(document):
+        found.append("wav")
+    if "features" in document and "format" in document:
+        found.append("wamkit")
+    return found
+
+
+def require_same_form(path: Path | str, form: Form) -> None:
+    """Refuse to write statistics over a file that is something else.
+
+    Args:
+        path: where statistics are to be written; there may be nothing.
+        form: of those to be written.
+
+    Raises:
+        ValueError: there is a file that cannot be read, or is not of this form alone.
+        OSError: what is there may not be read, or is a folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    wanted = f"expected no file at {path}, or one of statistics of {form}"
+    try:
+        document = read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"{wanted}, it cannot be read ({error}); choose another --output") from error
+    forms = forms_of(document)
+    if forms != [form]:
+        held = f"statistics of {' and '.join(forms)}" if forms else f"the keys {sorted(document)[:8]}"
+        raise ValueError(f"{wanted}, it holds {held}; choose another --output")
+
+
+def read_given_statistics(
+    path: Path | str, *, widths: Mapping[str, int], entry: str = "", option: str = "data.statistics_entry"
+) -> dict[str, Statistics]:
     """Read a file; its form is told by what is in it.
 
     Args:
         path: wamkit's own statistics, openpi's `norm_stats.json` or a file of the published WAV code.
         widths: channels of `action`, `state` and, if there are values, `value` in the data.
         entry: which statistics of a WAV file, as `libero_eef`; needed when it holds several.
+        option: what messages call `entry`.
 
     Returns:
         At least `action` and `state`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another form, numbers that are not finite, or another width than the data's; the message names the
-            file.
+        ValueError: another form, or several in one file, numbers that are not finite, or another width than the data's;
+            the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of statistics at {path}, found none; correct data.statistics")
     document = read_json_object(path)
+    forms = forms_of(document)
+    if len(forms) > 1:
+        raise ValueError(
+            f"{path}: expected statistics of one form, got those of {' and '.join(forms)} in one file; write them apart"
+        )
     entries = wav_entries(document)
     if entry and not entries:
-        raise ValueError(f"{path}: {entry!r} chooses among the statistics of a WAV file, this is another; leave it out")
-    if is_norm_stats(document):
+        raise ValueError(f"{path}: {option} {entry!r} chooses among those of a WAV file, this is another; leave it out")
+    if forms == ["openpi"]:
         statistics = parse_norm_stats(document, path, widths=widths)
-    elif entries:
+    elif forms == ["wav"]:
         if len(entries) > 1 and not entry:
-            raise ValueError(f"{path} holds several: choose one of {sorted(entries)} as data.statistics_entry")
+            raise ValueError(f"{path} holds several: choose one of {sorted(entries)} as {option}")
         chosen = entry or next(iter(entries))
         if chosen not in entries:
-            raise ValueError(f"{path}: expected one of {sorted(entries)} as data.statistics_entry, got {entry!r}")
+            raise ValueError(f"{path}: expected one of {sorted(entries)} as {option}, got {entry!r}")
         domain, space = entries[chosen]
         statistics = parse_wav_statistics(document, path, domain=domain, space=space)
-    elif "features" in document:
+    elif forms == ["wamkit"]:
         statistics = parse_statistics(document, path)
     else:
         raise ValueError(

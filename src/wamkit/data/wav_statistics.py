@@ -37,7 +37,8 @@ def write_wav_statistics(
         space: `eef` or `joint`.
 
     Raises:
-        ValueError: a feature is missing, or the file there is something else.
+        ValueError: a feature is missing, or the file there holds no JSON object; `given_statistics.require_same_form`
+            tells other forms of statistics.
         OSError: writing failed; the old file is untouched.
 
     Source: WAV 6.2 of the specification.

@@ -79,7 +79,7 @@ def read_wanted(path: Path | str, dataset: LeRobotDataset, *, entry: str = "") -
     widths = {
         name: int(np.prod(dataset.features[key]["shape"])) for name, key in keys.items() if key in dataset.features
     }
-    given = read_given_statistics(path, widths=widths, entry=entry)
+    given = read_given_statistics(path, widths=widths, entry=entry, option="--entry")
     return Wanted(
         name=f"the statistics {path}",
         spec=None,
