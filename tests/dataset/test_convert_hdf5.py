@@ -273,6 +273,64 @@ def test_files_that_do_not_fit(tmp_path, change, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name]
 
 
+def spoilt(data) -> None:
+    put(data, "demo_0/rewards", np.full(6, np.nan))
+    put(data, "demo_2/obs/ee_pos", np.where(np.eye(6, 3), np.inf, 1.0))
+    del data["demo_3/obs/agentview_rgb"]
+    put(data, "demo_4/obs/joint_states", np.full((6, 7), np.nan))
+    put(data, "demo_5/actions", still(slice(None), -np.ones((6, 7))))
+
+
+def test_broken_demonstrations_are_left_out_if_wanted(tmp_path, capsys, caplog):
+    source, out = tmp_path / f"{STEM}.hdf5", tmp_path / "out"
+    write_libero(source, lengths=(6,) * 7, attributes=REAL | {"num_demos": 7}, change=spoilt)
+    arguments = ["data", "convert", str(source), "--output", str(out)]
+    assert main(arguments) == 2
+    message = "demo_0: expected finite numbers in 'rewards', got nan in row 0; --skip-broken leaves such"
+    assert message in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--skip-broken"]) == 0
+    shown = capsys.readouterr()
+    assert "holds 2 episodes and 12 rows" in shown.out and "5 episodes of it were left out" in shown.out
+    reasons = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    wanted = {0: "'rewards'", 2: "'ee_pos'", 3: "'agentview_rgb'", 4: "'joint_states'", 5: "that move the robot"}
+    for reason, (number, what) in zip(reasons, wanted.items(), strict=True):
+        assert reason.startswith(f"demo_{number} of {source.name} is left out: ") and what in reason
+    found = LeRobotDataset(out)
+    assert [record.metadata["demo"] for record in found.episodes] == ["demo_1", "demo_6"]
+    assert found.wamkit["notes"]["conversion"]["skipped_demonstrations"] == 5 and inspect(out).is_sound
+
+
+def test_damage_within_a_file_is_one_demonstration_s(tmp_path):
+    source = tmp_path / f"{STEM}.hdf5"
+
+    def squeeze(data):
+        frames = data["demo_1/obs/agentview_rgb"][()]
+        del data["demo_1/obs/agentview_rgb"]
+        data["demo_1/obs"].create_dataset("agentview_rgb", data=frames, chunks=frames.shape, compression="gzip")
+        places.append(data["demo_1/obs/agentview_rgb"].id.get_chunk_info(0).byte_offset)
+
+    places: list[int] = []
+    write_libero(source, change=squeeze)
+    content = bytearray(source.read_bytes())
+    content[places[0] : places[0] + 64] = bytes(64)
+    source.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"demo_1: expected readable numbers as 'agentview_rgb', .*--skip-broken"):
+        convert_hdf5(source, tmp_path / "out")
+    report = convert_hdf5(source, tmp_path / "out", skip_broken=True)
+    assert (report.episodes, report.left_out) == (1, 1)
+
+
+def test_leaving_out_mends_neither_all_nor_the_conventions_of_a_file(tmp_path):
+    source = tmp_path / f"{STEM}.hdf5"
+    write_libero(source, change=lambda data: [put(data, f"demo_{n}/rewards", np.full(9 - n, np.nan)) for n in (0, 1)])
+    with pytest.raises(DatasetError, match=r"a demonstration that is not broken, got none of 2; the first: .*demo_0: "):
+        convert_hdf5(source, tmp_path / "out", skip_broken=True)
+    write_libero(source, change=lambda data: put(data, "demo_1/actions", np.eye(8)[:, :7]))
+    with pytest.raises(DatasetError, match=r"to be -1 \(open\) to 1 \(close\), got 0 and 1 as in RLDS data; .* files$"):
+        convert_hdf5(source, tmp_path / "out", skip_broken=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_are_something_else(tmp_path):
     source = tmp_path / "image.hdf5"
     write_robomimic(source)

@@ -183,7 +183,7 @@ def test_excluded_episodes_are_not_looked_at_for_the_robot_either(older, tmp_pat
     write_exclusions(root, {0: "lost"})
     assert main(arguments) == 0
     shown = capsys.readouterr()
-    assert "holds 2 episodes and 27 rows" in shown.out and "1 episodes were left out" in shown.out
+    assert "holds 2 episodes and 27 rows" in shown.out and "1 episodes of it were left out" in shown.out
     assert LeRobotDataset(tmp_path / "out").robot.name == "square/synthetic"
     write_exclusions(root, dict.fromkeys(range(3), "lost"))
     assert main([*arguments[:-3], str(tmp_path / "new")]) == 2
@@ -277,6 +277,7 @@ def test_the_command(older, tmp_path, capsys):
         ([str(root), "--output", str(out)], "expected nothing at"),
         ([str(out), "--output", str(tmp_path / "new")], "is a dataset in LeRobot v3.0 already"),
         ([str(root), "--output", str(tmp_path / "new"), "--idle", "drop"], "--idle: without effect"),
+        ([str(root), "--output", str(tmp_path / "new"), "--skip-broken"], "--skip-broken: without effect"),
         ([str(tmp_path / "nowhere"), "--output", str(tmp_path / "new")], "expected a dataset folder at"),
     ):
         assert main(["data", "convert", *arguments]) == 2

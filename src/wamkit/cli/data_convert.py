@@ -37,6 +37,9 @@ class Convert:
     """HDF5: turned by 180 degrees or as stored; by default LIBERO's are turned, they are stored upside down."""
     observed: Literal["auto", "before", "after"] | None = None
     """HDF5: was row t seen before action t, or after it? By default the joints tell."""
+    skip_broken: bool = False
+    """HDF5: leave out demonstrations that cannot be read, hold numbers that are not finite or never move the robot,
+    with a warning each. A file that cannot be opened is refused still."""
     json: bool = False
     """Print what was done as JSON."""
 
@@ -51,7 +54,7 @@ def run(options: Convert) -> int:
         return 0
     print(f"{report.output} holds {report.episodes} episodes and {report.frames} rows of {report.source}")
     if report.left_out:
-        print(f"{report.left_out} episodes were left out, the others are numbered anew")
+        print(f"{report.left_out} episodes of it were left out, the others are numbered anew")
     if report.copied_videos:
         print(f"{report.copied_videos} videos were copied as they are, {report.encoded_videos} encoded anew")
     if report.dropped_rows:
@@ -67,13 +70,17 @@ def _hdf5(options: Convert) -> Any:
     names = [field.name for field in dataclasses.fields(Hdf5Settings)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     with ProgressBar(f"converting {options.source}", unit="episodes") as bar:
-        return convert_hdf5(options.source, options.output, Hdf5Settings(**given), progress=bar.show)
+        return convert_hdf5(
+            *(options.source, options.output, Hdf5Settings(**given)),
+            skip_broken=options.skip_broken,
+            progress=bar.show,
+        )
 
 
 def _lerobot(options: Convert) -> Any:
     from wamkit.data.convert_v2 import convert_v2
 
-    _refuse(options, ("task", "idle", "pictures", "observed"), "HDF5 files")
+    _refuse(options, ("task", "idle", "pictures", "observed", "skip_broken"), "HDF5 files")
     from wamkit.recipes.published_datasets import choose_renames, describe_as
 
     renamed = choose_renames(options.source, given=options.rename, robot=options.robot)
@@ -92,6 +99,6 @@ def _lerobot(options: Convert) -> Any:
 
 
 def _refuse(options: Convert, names: tuple[str, ...], meant_for: str) -> None:
-    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
     if given:
         raise ValueError(f"{', '.join(given)}: without effect on {options.source}, meant for {meant_for}; leave it out")

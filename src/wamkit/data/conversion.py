@@ -24,7 +24,7 @@ class ConversionReport:
         source: form of what it was made of.
         episodes: in it.
         frames: in it.
-        left_out: episodes of the source that are not in it; the notes or the log say which.
+        left_out: episodes or demonstrations of the source that are not in it; the log says which.
         copied_videos: files taken over as they are.
         encoded_videos: files encoded anew.
         dropped_rows: rows left out because the robot was told to do nothing.

@@ -60,6 +60,10 @@ class Hdf5Settings:
     observed: Literal["auto", "before", "after"] = "auto"
 
 
+class BrokenDemonstration(DatasetError):
+    """A demonstration cannot be read, or holds what no episode may; leaving it out mends the rest of its file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
     """One `demo_N`.
@@ -111,7 +115,7 @@ def hdf5_files(source: Path) -> list[Path]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, damage: type[DatasetError] = DatasetError) -> Iterator[Any]:
     try:
         import h5py
     except ModuleNotFoundError as error:
@@ -129,7 +133,7 @@ def _open(path: Path) -> Iterator[Any]:
         with file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
-        raise DatasetError(f"{path}: expected a readable HDF5 file, got damage ({error}); copy it again") from error
+        raise damage(f"{path}: expected a readable HDF5 file, got damage ({error}); copy it again") from error
 
 
 def demonstration_names(path: Path) -> list[str]:
@@ -159,7 +163,7 @@ def _form(path: Path, name: str, demo: Any) -> str:
         if set(cameras.values()) & set(found):
             return form
     wanted = " or ".join(str(list(cameras.values())) for cameras in _CAMERAS.values())
-    raise DatasetError(
+    raise BrokenDemonstration(
         f"{path}, {name}: expected the pictures {wanted} under 'obs', found {found}; extract the observations with "
         "pictures first"
     )
@@ -177,10 +181,12 @@ def read_demonstration(path: Path, name: str, settings: Hdf5Settings) -> Demonst
         settings: how it becomes an episode.
 
     Raises:
-        DatasetError: it is damaged, or does not have the names, sizes and conventions of the module's description.
+        BrokenDemonstration: it is damaged, holds numbers that are not finite or nothing that moves the robot, or does
+            not have the names and sizes of the module's description.
+        DatasetError: the file has other conventions than described there, or cannot be opened.
         ModuleNotFoundError: h5py is not installed.
     """
-    with _open(path) as file:
+    with _open(path, BrokenDemonstration) as file:
         form = _form(path, name, file["data"][name])
         # LIBERO's task description tells its files also where they have robomimic's names.
         is_libero = form == "LIBERO" or "problem_info" in file["data"].attrs
@@ -203,10 +209,12 @@ def _read(path: Path, name: str, data: Any, form: str, is_turned: bool, settings
     video = {camera: _pictures(where, obs, key, length, is_turned) for camera, key in _CAMERAS[form].items()}
     sizes = {camera: frames.shape[1:3] for camera, frames in video.items()}
     if len(set(sizes.values())) > 1:
-        raise DatasetError(f"{where}: expected both cameras to have one size, got {sizes}; extract the pictures again")
+        raise BrokenDemonstration(
+            f"{where}: expected both cameras to have one size, got {sizes}; extract the pictures again"
+        )
     announced = demo.attrs.get("num_samples")
     if announced is not None and int(announced) != length:
-        raise DatasetError(f"{where}: expected {announced} rows, got {length}; copy the file again")
+        raise BrokenDemonstration(f"{where}: expected {announced} rows, got {length}; copy the file again")
     grips = set(np.unique(actions[:, 6]).tolist())
     if 0.0 in grips and grips <= {0.0, 1.0}:
         raise DatasetError(
@@ -220,7 +228,7 @@ def _read(path: Path, name: str, data: Any, form: str, is_turned: bool, settings
     )
     if is_late:
         if length < 2:
-            raise DatasetError(f"{where}: expected 2 or more rows, got {length}; leave the demonstration out")
+            raise BrokenDemonstration(f"{where}: expected 2 or more rows, got {length}")
         actions, reward, success = actions[1:], reward[1:], success[1:]
         state, video = state[:-1], {camera: frames[:-1] for camera, frames in video.items()}
     metadata: dict[str, Any] = {"file": path.name, "demo": name}
@@ -242,23 +250,31 @@ def _rows(where: str, group: Any, key: str, width: int, length: int | None = Non
     values = _values(where, group, key)
     if values.ndim != 2 or values.shape[1] != width or len(values) == 0 or length not in (None, len(values)):
         rows = "T" if length is None else length
-        raise DatasetError(
+        raise BrokenDemonstration(
             f"{where}: expected {key!r} of shape [{rows}, {width}], got {list(values.shape)}; give a file of one "
             "arm with a gripper of two fingers, controlled by motions of its hand"
         )
+    _require_finite(where, key, values)
+    return values
+
+
+def _require_finite(where: str, key: str, values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise DatasetError(f"{where}: expected finite numbers in {key!r}, got {values[row].tolist()} in row {row}")
-    return values
+        raise BrokenDemonstration(
+            f"{where}: expected finite numbers in {key!r}, got {values[row].tolist()} in row {row}"
+        )
 
 
 def _values(where: str, group: Any, key: str) -> np.ndarray:
     if key not in group:
-        raise DatasetError(f"{where}: expected {key!r} in {group.name!r}, found {sorted(group)}; give another file")
+        raise BrokenDemonstration(
+            f"{where}: expected {key!r} in {group.name!r}, found {sorted(group)}; give another file"
+        )
     try:
         return np.asarray(group[key][()])
     except (OSError, RuntimeError, AttributeError, TypeError) as error:
-        raise DatasetError(
+        raise BrokenDemonstration(
             f"{where}: expected readable numbers as {key!r}, got damage ({error}); copy it again"
         ) from error
 
@@ -270,7 +286,9 @@ def _state(where: str, obs: Any, form: str, length: int) -> np.ndarray:
         norm = np.linalg.norm(quaternion, axis=1)
         if np.abs(norm - 1).max() > 1e-3:
             row = int(np.abs(norm - 1).argmax())
-            raise DatasetError(f"{where}: expected unit quaternions, got {quaternion[row].tolist()} in row {row}")
+            raise BrokenDemonstration(
+                f"{where}: expected unit quaternions, got {quaternion[row].tolist()} in row {row}"
+            )
         pose = [_rows(where, obs, "robot0_eef_pos", 3, length), axis_angle_of_quaternion(quaternion)]
         fingers = _rows(where, obs, "robot0_gripper_qpos", 2, length)
     else:
@@ -284,7 +302,7 @@ def _state(where: str, obs: Any, form: str, length: int) -> np.ndarray:
 def _pictures(where: str, obs: Any, key: str, length: int, is_turned: bool) -> np.ndarray:
     frames = _values(where, obs, key)
     if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != length or frames.shape[3] != 3:
-        raise DatasetError(
+        raise BrokenDemonstration(
             f"{where}: expected {key!r} as uint8 [{length}, height, width, 3], got {frames.dtype} "
             f"{list(frames.shape)}; copy the file again"
         )
@@ -296,7 +314,10 @@ def _outcome(where: str, demo: Any, length: int) -> tuple[np.ndarray, np.ndarray
     key = next((key for key in ("rewards", "dones") if key in demo), "rewards")
     values = _values(where, demo, key).astype(np.float32)
     if values.shape != (length,):
-        raise DatasetError(f"{where}: expected {key!r} of shape [{length}], got {list(values.shape)}; copy it again")
+        raise BrokenDemonstration(
+            f"{where}: expected {key!r} of shape [{length}], got {list(values.shape)}; copy it again"
+        )
+    _require_finite(where, key, values)
     return values, values >= 1
 
 
@@ -313,6 +334,8 @@ def _is_seen_after(where: str, demo: Any, form: str, length: int) -> bool:
     ):
         return False
     simulated = states[:, 1 : 1 + _NUM_JOINTS]  # time comes first
+    _require_finite(where, "states", simulated)
+    _require_finite(where, _JOINTS[form], joints)
     own, following = np.abs(joints - simulated)[:-1].sum(), np.abs(joints[:-1] - simulated[1:]).sum()
     return bool(following < own / 2)
 
@@ -357,9 +380,8 @@ def _text(value: Any) -> str:
 def _without_idle_rows(where: str, episode: Episode) -> Episode:
     kept = kept_rows(episode.actions)
     if len(kept) == 0:
-        raise DatasetError(
-            f"{where}: expected actions that move the robot, got none; leave the demonstration out, or keep such rows "
-            "(--idle keep)"
+        raise BrokenDemonstration(
+            f"{where}: expected actions that move the robot, got none; keep such rows with --idle keep"
         )
     return Episode(
         actions=episode.actions[kept],
