@@ -10,13 +10,25 @@ from pathlib import Path
 import pytest
 import tyro
 
-from wamkit.cli.evaluate import Options, make_factory, run, warn_about_tasks, warn_about_versions
+from wamkit.cli.evaluate import (
+    Options,
+    _telling_how_to_go_on,
+    make_factory,
+    run,
+    warn_about_tasks,
+    warn_about_versions,
+)
 from wamkit.cli.planner import PlannerOptions
 from wamkit.cli.policy import PolicyOptions
 from wamkit.envs import suite_sentences
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.protocol import get_protocol
 from wamkit.planning.config import PRESETS, REFERENCE, SHRINK_ONLY, WAV
+from wamkit.robots import libero_robot
+from wamkit.spec import RobotSpec, SpecMismatch
+
+SAWYER = MetaWorldFactory().robot
+PANDA = libero_robot(64, 64, ("agentview", "robot0_eye_in_hand"), "mujoco-low-cost")
 
 
 def test_planners_by_name_size_and_file(tmp_path: Path) -> None:
@@ -91,6 +103,51 @@ def test_wrong_options_are_told_before_the_policy_is_loaded(
     with pytest.raises(ValueError, match=message):
         run(Options(policy=tmp_path / "absent", output=tmp_path / "out", **options))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_other_peoples_folders_are_refused_before_the_policy_is_loaded(tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "out" / "episodes").mkdir(parents=True)
+    (tmp_path / "out" / "episodes" / "mine.txt").write_text("mine")
+    options = Options(policy=tmp_path / "absent", output=tmp_path / "out", fresh=fresh)
+    with pytest.raises(FileExistsError, match=r"new or empty folder, .* holds other things \(episodes\); choose"):
+        run(options)
+    assert (tmp_path / "out" / "episodes" / "mine.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"expected a folder or nothing at .*mine\.txt, found a file"):
+        run(dataclasses.replace(options, output=tmp_path / "out" / "episodes" / "mine.txt"))
+
+
+@pytest.mark.parametrize(
+    ("robot", "protocol", "message"),
+    [
+        (SAWYER, "libero/standard", r"the robot panda/libero, got one of sawyer/metaworld .*--protocol metaworld/v1,"),
+        (SAWYER, "aloha/v1", r"the robot two vx300s/gym-aloha, got one of sawyer/metaworld \(cameras corner2, gripper"),
+        (
+            PANDA,
+            "metaworld/v1",
+            r"the robot sawyer/metaworld, got one of panda/libero .* libero/standard or libero",
+        ),
+        (
+            dataclasses.replace(PANDA, name="panda/lab"),
+            "metaworld/v1",
+            r"sawyer/metaworld, got one of panda/lab .*; no named protocol simulates panda/lab",
+        ),
+    ],
+)
+def test_a_policy_of_another_robot_is_told_both_names(robot: RobotSpec, protocol: str, message: str) -> None:
+    with pytest.raises(SpecMismatch, match=message):
+        make_factory(get_protocol(protocol), robot)
+
+
+def test_a_dataset_may_call_the_robot_by_its_own_name() -> None:
+    robot = dataclasses.replace(SAWYER, name="sawyer of the lab")
+    assert make_factory(get_protocol("metaworld/v1"), robot) == MetaWorldFactory()
+
+
+@pytest.mark.parametrize(("is_fresh", "command"), [(False, "command goes on"), (True, "command without --fresh goes")])
+def test_an_interrupt_says_how_to_go_on(is_fresh: bool, command: str) -> None:
+    with pytest.raises(KeyboardInterrupt, match=f"the same {command}"), _telling_how_to_go_on(is_fresh=is_fresh):
+        raise KeyboardInterrupt
 
 
 def test_the_simulator_shows_what_the_policy_saw() -> None:

@@ -89,7 +89,7 @@ def test_options_arrive_and_the_status_comes_back(probe: Callable[..., int]) -> 
     ("body", "message"),
     [
         ("raise ValueError('expected 3 cameras, got 2')", "expected 3 cameras, got 2"),
-        ("open('/nowhere/at/all')", "No such file or directory: '/nowhere/at/all'"),
+        ("open('/nowhere/at/all')", "expected /nowhere/at/all, or a place where it can be made, found neither"),
         ("raise OSError(errno.ENOSPC, 'No space left on device', 'model.safetensors')", "free some space"),
         ("raise RuntimeError('no OpenGL library')", "no OpenGL library"),
         ("import a_simulator_nobody_has", "bash runs/setup.sh"),
@@ -195,7 +195,20 @@ def test_a_number_of_processes_that_is_none(
 
 def test_an_interrupt_is_130(probe: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert probe("raise KeyboardInterrupt") == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "wamkit probe: interrupted\n"
+    assert probe("raise KeyboardInterrupt('the same command goes on')") == 130
+    assert capsys.readouterr().err == "wamkit probe: interrupted; the same command goes on\n"
+
+
+def test_warnings_are_told_as_warnings(tmp_path: Path) -> None:
+    body = "import logging; log = logging.getLogger('wamkit.probe'); log.warning('odd'); log.info('fine'); return 0"
+    (tmp_path / "probe_command.py").write_text(PROBE.format(body=body))
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from wamkit.cli.main import Command, main; "
+        "main(['probe'], {'probe': Command('probe_command', '')})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: odd\nfine\n"
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

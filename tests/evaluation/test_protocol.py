@@ -154,6 +154,10 @@ def test_a_robot_must_see_what_the_protocol_shows() -> None:
         protocol.require_robot(MetaWorldFactory(cameras=("corner2", "topview")).robot)
     with pytest.raises(ValueError, match="'mujoco-low-cost', but the policy was trained on 'mujoco-stock'"):
         protocol.require_robot(MetaWorldFactory(rendering="stock").robot)
+    with pytest.raises(ValueError, match=r"protocol's rendering \(--rendering stock\).*\(--rendering low_cost\)"):
+        protocol.require_robot(MetaWorldFactory(rendering="stock").robot)
+    with pytest.raises(ValueError, match=r"rendering, or train .* protocol's \(--rendering low_cost\)$"):
+        protocol.require_robot(dataclasses.replace(MetaWorldFactory().robot, rendering="camera"))
 
 
 @pytest.mark.parametrize(

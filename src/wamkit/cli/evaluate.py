@@ -9,11 +9,12 @@ tries those again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from wamkit.cli.policy import PolicyOptions
-from wamkit.envs import suite_sentences
+from wamkit.envs import suite_factory, suite_sentences
+from wamkit.spec import SpecMismatch
 from wamkit.versions import SIMULATORS, installed_versions
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def run(options: Options) -> int:
     make_pool = _pool_maker(options)
     from wamkit.envs.render import RENDERING_NAMES
     from wamkit.evaluation.protocol import get_protocol
+    from wamkit.evaluation.run_folder import require_evaluation_folder
 
     protocol = get_protocol(
         options.protocol,
@@ -106,37 +109,54 @@ def run(options: Options) -> int:
     for name, least in lowest.items():
         if getattr(options, name) < least:
             raise ValueError(f"expected {name} >= {least}, got {getattr(options, name)}")
-    # Wrong tasks and planners are told before anything heavy is loaded.
+    # Wrong tasks, planners, folders and robots are told before anything heavy is loaded.
     protocol.requests(tasks=options.tasks, episodes=options.episodes)
     options.running.check()
+    require_evaluation_folder(options.output)
 
     from wamkit.checkpoint import read_policy
+
+    files = read_policy(options.policy)
+    factory = make_factory(protocol, files.spec.robot)
+    protocol.require_robot(files.spec.robot)
+
     from wamkit.evaluation.closed_loop import evaluate
 
     policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
     warn_about_tasks(policy.spec.tasks, protocol.choose(options.tasks), suite_sentences(protocol.suite))
-    warn_about_versions(read_policy(options.policy).training.get("versions", {}), installed_versions(SIMULATORS))
-    results = evaluate(
-        policy,
-        protocol,
-        make_factory(protocol, policy.spec.robot),
-        identity=options.running.identity(options.policy, policy, memory_threshold=options.memory_threshold),
-        out=options.output,
-        tasks=options.tasks,
-        episodes=options.episodes,
-        workers=options.workers,
-        make_pool=make_pool,
-        num_groups=options.groups,
-        batching=options.batching,
-        record_episodes=options.record_episodes,
-        resume=not options.fresh,
-    )
+    warn_about_versions(files.training.get("versions", {}), installed_versions(SIMULATORS))
+    with _telling_how_to_go_on(is_fresh=options.fresh):
+        results = evaluate(
+            policy,
+            protocol,
+            factory,
+            identity=options.running.identity(options.policy, policy, memory_threshold=options.memory_threshold),
+            out=options.output,
+            tasks=options.tasks,
+            episodes=options.episodes,
+            workers=options.workers,
+            make_pool=make_pool,
+            num_groups=options.groups,
+            batching=options.batching,
+            record_episodes=options.record_episodes,
+            resume=not options.fresh,
+        )
     if options.json:
         print(json.dumps(results.to_dict(), indent=2))
     else:
         print(_table(results, protocol.rules))
         print(f"results are in {options.output}")
     return 1 if results.overall.errors else 0
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(*, is_fresh: bool) -> Iterator[None]:
+    """Let an interrupt say what the next command does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = "the same command without --fresh" if is_fresh else "the same command"
+        raise KeyboardInterrupt(f"finished episodes are kept; {command} goes on where it stopped") from None
 
 
 def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
@@ -147,11 +167,12 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
         robot: the policy's; its cameras and their size are rendered.
 
     Raises:
+        SpecMismatch: the policy is of another robot than the suite simulates.
         ValueError: cameras of different sizes, or a rendering or settle steps that the suite does not have.
     """
-    from wamkit.envs import suite_factory
     from wamkit.envs.render import RENDERING_NAMES
 
+    _require_simulated(protocol, robot)
     sizes = sorted({(camera.height, camera.width) for camera in robot.cameras})
     if len(sizes) != 1:
         raise ValueError(f"expected cameras of one size, since the suite renders all alike, got {sizes}")
@@ -169,6 +190,26 @@ def make_factory(protocol: Protocol, robot: RobotSpec) -> Any:
         width=width,
         rendering=settings[protocol.rendering],
         **{name: getattr(protocol, name) for name in own},
+    )
+
+
+def _require_simulated(protocol: Protocol, robot: RobotSpec) -> None:
+    """Refuse a policy of another robot, whose cameras the suite does not know.
+
+    A dataset may call the suite's robot by a name of its own; then the whole specs are compared when it starts.
+    """
+    from wamkit.evaluation.protocol import PROTOCOLS
+
+    factory = suite_factory(protocol.suite)
+    simulated = factory().robot.name
+    fitting = [name for name, other in PROTOCOLS.items() if suite_factory(other.suite)().robot.name == robot.name]
+    may_fit = not fitting and set(robot.camera_names) <= set(factory.known_cameras)
+    if robot.name == simulated or may_fit:
+        return
+    known = f"choose --protocol {' or '.join(fitting)}" if fitting else f"no named protocol simulates {robot.name}"
+    raise SpecMismatch(
+        f"the policy and protocol {protocol.title!r} do not fit: expected a policy of the robot {simulated}, got one "
+        f"of {robot.name} (cameras {', '.join(robot.camera_names)}); {known}, or take a policy of {simulated}"
     )
 
 

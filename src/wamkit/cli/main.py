@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
 
 
 _REMEDIES = {
+    errno.ENOENT: "expected {path}, or a place where it can be made, found neither; correct the path",
     errno.EEXIST: "expected a new name or a folder, something else is at {path}; remove that, or choose another name",
     errno.ENOTDIR: "expected a folder in front of every '/' of {path}, one of them is a file; correct the path",
     errno.EISDIR: "expected a file at {path}, it is a folder; correct the path",
@@ -88,16 +89,27 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     return _run(name, commands[name].module, rest, is_debug=is_debug)
 
 
+class _Lines(logging.Formatter):
+    """A message a line; one that warns says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
+
+
 def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    lines = logging.StreamHandler()
+    lines.setFormatter(_Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("wamkit").setLevel(logging.DEBUG if is_debug else logging.INFO)
     try:
         command = importlib.import_module(module)
         status: int = command.run(_chosen(name, command, arguments))
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print(f"wamkit {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        told = f"; {stopped}" if str(stopped) else ""
+        print(f"wamkit {name}: interrupted{told}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has left. Python would complain once more while it exits.

@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from wamkit.envs.workers import WorkerPool
 from wamkit.evaluation.media import encode_rollout
 from wamkit.evaluation.protocol import Protocol
 from wamkit.evaluation.results import (
-    EPISODES_FILE,
     PACKAGES,
     RECORDED_FOLDER,
     RESULTS_FILE,
@@ -42,7 +40,13 @@ from wamkit.evaluation.results import (
     measure_latency,
     score_episodes,
     total_wall_seconds,
-    write_json,
+)
+from wamkit.evaluation.run_folder import (
+    claim_folder,
+    remove_evaluation,
+    require_evaluation_folder,
+    require_same_run,
+    warn_about_rounding,
 )
 from wamkit.lock import FolderLock
 from wamkit.progress import ProgressBar
@@ -52,8 +56,6 @@ from wamkit.versions import software_versions
 
 MAX_FILM_FPS = 30
 PoolMaker = Callable[[SimulatorFactory, int], SimulatorPool]
-_ROUNDING = ("processor", "torch_threads", "accelerator")  # what arithmetic may round differently on
-_BEFORE = {"batching": "free"}  # what runs were, whose run.json does not say
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def evaluate(
         num_groups: groups of workers that are served in turn, see `rollout`; at most one per worker.
         batching: `exact` serves robots together only where that changes nothing; `free` always shares policy calls.
         retries: how often an episode is started again when its simulator died.
-        resume: keep what the folder holds; `False` removes an earlier evaluation there first.
+        resume: keep what the folder holds; `False` removes an earlier evaluation there first, and nothing else.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -108,18 +110,18 @@ def evaluate(
     Raises:
         SpecMismatch: policy and environment differ; before the first step.
         ValueError: unknown task, or `out` is a file or the folder of another policy, planner or protocol.
+        FileExistsError: `out` holds other things and no evaluation.
         BlockingIOError: another process evaluates into `out`.
         RuntimeError: simulators fail one after the other.
         OSError: the disk is full; finished episodes are kept.
     """
     requests = protocol.requests(tasks=tasks, episodes=episodes)
+    require_evaluation_folder(out)
     protocol.require_robot(policy.spec.robot)
     horizon = policy.spec.execution_horizon if protocol.execution_horizon is None else protocol.execution_horizon
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
     run = _describe_run(protocol, horizon, identity, batching)
     if resume:
-        _require_same_run(out, run)
+        require_same_run(out, run)
     about = {
         "protocol_settings": dataclasses.asdict(protocol),
         "policy": dataclasses.asdict(identity),
@@ -159,11 +161,11 @@ def evaluate(
                 outcomes = roll(missing, record=chosen, on_steps=tally.count_steps)
                 # Policy and environment fit each other: from here on the folder is this evaluation's.
                 if not resume:
-                    _remove_evaluation(out)
+                    remove_evaluation(out)
                 lock.take()
                 machine = _machine(len(pool))
-                _warn_about_rounding(out, machine)
-                _claim_folder(out, {**run, **about}, machine)
+                warn_about_rounding(out, machine)
+                claim_folder(out, {**run, **about}, machine)
                 for outcome in outcomes:
                     folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                     record = _record(outcome, session=session, elapsed=time.perf_counter() - begun, folder=folder)
@@ -180,7 +182,7 @@ def evaluate(
                         folder = _write_recording(out, outcome, policy.spec.robot.control_hz)
                         log.append(dataclasses.replace(record, folder=folder))
         else:
-            _claim_folder(out, {**run, **about}, {})
+            claim_folder(out, {**run, **about}, {})
         asked = _of(requests, records)
         names = dict.fromkeys(record.task for record in asked)
         results = Results(
@@ -263,72 +265,6 @@ def _describe_run(protocol: Protocol, horizon: int, identity: PolicyIdentity, ba
     }
     read_back: dict[str, Any] = json.loads(json.dumps(run))
     return read_back
-
-
-def _require_same_run(out: Path, run: dict[str, Any]) -> None:
-    """Refuse a folder that holds another evaluation, and change nothing.
-
-    Raises:
-        ValueError: naming every difference and what to do.
-    """
-    path = out / RUN_FILE
-    if not _holds_results(out):
-        return
-    if not path.is_file():
-        raise ValueError(
-            f"{out} holds {EPISODES_FILE} or {RESULTS_FILE} without {RUN_FILE}, so whose results they are is unknown; "
-            "use another folder, or start afresh (--fresh, resume=False)"
-        )
-    try:
-        before = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); use another folder, or start afresh (--fresh, resume=False)"
-        ) from error
-    before = {**_BEFORE, **before}
-    different = [key for key in run if run[key] != before.get(key)]
-    if different:
-        listed = "\n  - ".join(f"{key}: there {before.get(key)!r}, now {run[key]!r}" for key in different)
-        raise ValueError(
-            f"{out} holds another evaluation:\n  - {listed}\n"
-            "Use another folder, or start afresh there (--fresh, resume=False)."
-        )
-
-
-def _claim_folder(out: Path, run: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Write down what is evaluated in this folder and what was asked for; the machine is the one that began."""
-    out.mkdir(parents=True, exist_ok=True)
-    if _holds_results(out):
-        machine = json.loads((out / RUN_FILE).read_text())["machine"]
-    write_json(out / RUN_FILE, {**run, "machine": machine})
-
-
-def _warn_about_rounding(out: Path, machine: dict[str, Any]) -> None:
-    """Say that an evaluation goes on where arithmetic may round differently."""
-    if not _holds_results(out):
-        return
-    before = json.loads((out / RUN_FILE).read_text())["machine"]
-    changed = [
-        f"{key} {before[key]}, now {machine[key]}" for key in _ROUNDING if before.get(key, machine[key]) != machine[key]
-    ]
-    if changed:
-        logger.warning(
-            "%s was begun with %s: episodes from here on are what they would have been there only up to rounding",
-            out,
-            "; ".join(changed),
-        )
-
-
-def _holds_results(out: Path) -> bool:
-    """Whether there is something to protect; an evaluation that never finished an episode left nothing."""
-    return any((out / name).is_file() for name in (EPISODES_FILE, RESULTS_FILE))
-
-
-def _remove_evaluation(out: Path) -> None:
-    """Remove the files of an evaluation and nothing else."""
-    for name in (RESULTS_FILE, EPISODES_FILE, RUN_FILE):
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / RECORDED_FOLDER, ignore_errors=True)
 
 
 def _key(request: EpisodeRequest) -> EpisodeKey:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from wamkit.envs import match_tasks, suite_tasks
 from wamkit.envs.base import EpisodeRequest
+from wamkit.envs.render import RENDERING_NAMES
 from wamkit.spec import RobotSpec
 
 LimitUnit = Literal["steps", "calls"]
@@ -182,9 +183,11 @@ class Protocol:
                 f"{', '.join(foreign)}; train it with the protocol's cameras, or change the protocol's"
             )
         if robot.rendering != self.rendering:
+            options = {name: f" (--rendering {setting})" for setting, name in RENDERING_NAMES.items()}
             raise ValueError(
                 f"protocol {self.title!r} renders with {self.rendering!r}, but the policy was trained on "
-                f"{robot.rendering!r}; train it on the protocol's rendering, or change the protocol's"
+                f"{robot.rendering!r}; change the protocol's rendering{options.get(robot.rendering, '')}, or train a "
+                f"policy on recordings with the protocol's{options.get(self.rendering, '')}"
             )
 
 
