@@ -11,6 +11,7 @@ import pytest
 
 from wamkit import doctor
 from wamkit.cli.main import main
+from wamkit.envs.libero_assets import ASSETS_VARIABLE
 
 
 def checks(folder: Path) -> dict[str, doctor.Check]:
@@ -33,14 +34,29 @@ def test_this_machine_is_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_libero_with_and_without_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("robosuite") is None:
         pytest.skip("LIBERO is not installed (bash runs/setup_extras.sh libero)")
-    monkeypatch.setenv(doctor.ASSETS_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path))
     check = doctor._libero()
-    assert not check.problem and doctor.ASSETS_VARIABLE in check.found and check.facts == {"assets": None}
+    assert not check.problem and "scene assets are not here" in check.found and check.facts == {"assets": None}
+    assert "hf download lerobot/libero-assets" in check.note and f"set {ASSETS_VARIABLE}=FOLDER" in check.note
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes" / "libero_tabletop_base_style.xml").write_text("<mujoco/>")
-    assert doctor._libero().facts == {"assets": str(tmp_path.resolve())}
+    assert doctor._libero().facts == {"assets": str(tmp_path.resolve())} and not doctor._libero().note
     monkeypatch.setattr("wamkit.envs.libero_assets._PACKAGES", ("libero", "a_package_that_is_not_there"))
-    assert "a_package_that_is_not_there, not installed here" in doctor._libero().found
+    check = doctor._libero()
+    assert check.found == "not installed" and "a_package_that_is_not_there, not installed here: pip" in check.note
+
+
+def test_what_is_optional_and_lacking_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wamkit.envs.libero_assets._PACKAGES", ("a_package_that_is_not_there",))
+    monkeypatch.setattr(doctor, "examine", lambda folder: iter([doctor._libero()]))
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("note     libero: not installed\n") and "-> LIBERO needs a_package_that_is_not" in said
+    assert "ok" not in said.split()
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert "pip install 'wamkit[sim]'" in doctor._rendering().note and not doctor._rendering().problem
 
 
 def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wamkit import __version__
-from wamkit.envs.libero_assets import ASSETS_VARIABLE, find_files, find_package
+from wamkit.envs.libero_assets import GET_ASSETS, find_files, find_package
 
 PINNED = {
     "mujoco": "3.3.0",
@@ -52,12 +52,14 @@ class Check:
         name: what was looked at.
         found: what is there, in one line.
         problem: what is wrong and what to do about it; empty when all is well.
+        note: how to get what is optional and not here; empty when nothing lacks.
         facts: the same for programs, JSON-ready.
     """
 
     name: str
     found: str
     problem: str = ""
+    note: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,7 +133,8 @@ def _torchvision() -> Check:
 
 def _rendering() -> Check:
     if _version("mujoco") is None:
-        return Check(name="rendering", found="mujoco is not installed, so nothing renders", facts={"backend": None})
+        found, note = "mujoco is not installed, so nothing renders", "simulators need it: pip install 'wamkit[sim]'"
+        return Check(name="rendering", found=found, note=note, facts={"backend": None})
     found, error = _try(_GL_PROGRAM)
     facts = {"backend": found.partition(" ")[0] or None, "MUJOCO_GL": os.environ.get("MUJOCO_GL")}
     return Check(name="rendering", found=f"{found}, check frame fine" if found else "none", problem=error, facts=facts)
@@ -142,12 +145,12 @@ def _libero() -> Check:
     try:
         find_package()
     except ModuleNotFoundError as error:
-        return Check(name="libero", found=f"not installed: {error}", facts={"assets": None})
+        return Check(name="libero", found="not installed", note=str(error), facts={"assets": None})
     try:
         assets = find_files().assets
     except FileNotFoundError:
-        found = f"installed, but its scene assets are not here; {ASSETS_VARIABLE} may name their folder"
-        return Check(name="libero", found=found, facts={"assets": None})
+        found = "installed, but its scene assets are not here, so its tasks cannot be simulated"
+        return Check(name="libero", found=found, note=GET_ASSETS, facts={"assets": None})
     return Check(name="libero", found=f"installed, scene assets in {assets}", facts={"assets": str(assets)})
 
 

@@ -1,6 +1,6 @@
 """Report on this machine: versions, torch, GL with a check frame, video codecs, disk, and known traps.
 
-Exit status 1 when something is wrong.
+Exit status 1 when something is wrong; a note says how to get what is optional and not here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def run(options: Options) -> int:
     for check in examine(options.folder):
         checks.append(check)
         if not options.json:
-            print(f"{'PROBLEM' if check.problem else 'ok':<8} {check.name}: {check.found}", flush=True)
-            if check.problem:
-                print(f"{'':<8} -> {check.problem}", flush=True)
+            word = "PROBLEM" if check.problem else "note" if check.note else "ok"
+            print(f"{word:<8} {check.name}: {check.found}", flush=True)
+            if check.problem or check.note:
+                print(f"{'':<8} -> {check.problem or check.note}", flush=True)
     is_healthy = not any(check.problem for check in checks)
     if options.json:
         print(json.dumps({"healthy": is_healthy, "checks": [dataclasses.asdict(check) for check in checks]}, indent=2))

@@ -33,6 +33,11 @@ _INSTALL = (
     "(in a checkout: bash runs/setup_extras.sh libero)"
 )
 
+GET_ASSETS = (
+    "Fetch them once with network access (hf download lerobot/libero-assets --repo-type dataset --local-dir FOLDER, or "
+    f"from the LIBERO project), then set {ASSETS_VARIABLE}=FOLDER"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LiberoFiles:
@@ -114,9 +119,7 @@ def find_files() -> LiberoFiles:
     looked = "\n  - ".join(str(place) for place in places)
     raise FileNotFoundError(
         f"LIBERO's scene assets are not here (expected {_MARK} in one of):\n  - {looked}\n"
-        "They are no part of the Python package. Fetch them once with network access (hf download "
-        "lerobot/libero-assets --repo-type dataset --local-dir FOLDER, or from the LIBERO project), then set "
-        f"{ASSETS_VARIABLE}=FOLDER"
+        f"They are no part of the Python package. {GET_ASSETS}"
     )
 
 
