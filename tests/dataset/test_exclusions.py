@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from wamkit.cli.main import main
@@ -20,6 +21,7 @@ from wamkit.data.exclusions import (
     without_excluded,
     write_exclusions,
 )
+from wamkit.data.inspect import inspect
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.data.stats import compute_statistics, current_statistics, read_statistics
 from wamkit.data.value_labels import SparseValueSettings, is_labelled, label_values
@@ -113,6 +115,55 @@ def test_values_are_written_without_the_excluded_episodes(tmp_path: Path) -> Non
     write_exclusions(root, {})
     assert not is_labelled(open_usable(root), settings), "the episode is wanted again, and has none yet"
     assert np.isfinite(label_values(open_usable(root), settings).columns(1)["value"]).all()
+
+
+def test_values_follow_the_list_and_the_recording(write_dataset, caplog: pytest.LogCaptureFixture) -> None:
+    root, _ = write_dataset(3)  # a file for each episode
+
+    def label(gamma: float) -> list[np.ndarray]:
+        """What `wamkit data values` does."""
+        dataset, settings = open_usable(root), SparseValueSettings(gamma=gamma)
+        if not is_labelled(dataset, settings):
+            label_values(dataset, settings)
+        found = LeRobotDataset(root)
+        return [found.columns(number)["value"] for number in range(3)]
+
+    expected = label(0.5)
+    first = LeRobotDataset(root).fingerprint()
+    label(0.9)
+    write_exclusions(root, {1: "mine"}, fingerprint=LeRobotDataset(root).recorded_fingerprint())
+    assert np.isnan(label(0.5)[1]).all(), "no earlier column stays"
+    without_excluded(open_usable(root))
+    assert "before the dataset changed" not in caplog.text, "a column of ours is no change"
+    write_exclusions(root, {})
+    assert [(found.episodes, found.remedy) for found in inspect(root).findings if found.kind == "non_finite"] == [
+        ((1,), "run `wamkit data values` again")
+    ]
+    np.testing.assert_equal(label(0.5), expected)
+    assert LeRobotDataset(root).fingerprint() == first, "equal content, equal fingerprint"
+    assert not [found for found in inspect(root).findings if found.kind == "stale_values"]
+
+    path = LeRobotDataset(root).data_path(0)
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("next.success")
+    solved = [False] * len(table)
+    pq.write_table(table.set_column(place, "next.success", [solved]), path)
+    assert not is_labelled(open_usable(root), SparseValueSettings(gamma=0.5))
+    (stale,) = [found for found in inspect(root).findings if found.kind == "stale_values"]
+    assert stale.severity == "warning" and "wamkit data values" in stale.remedy
+    before, after = expected[0], label(0.5)[0]
+    assert (before != after).any() and is_labelled(open_usable(root), SparseValueSettings(gamma=0.5))
+
+
+def test_columns_from_before_their_source_was_kept(write_dataset) -> None:
+    root, _ = write_dataset(2)
+    settings = SparseValueSettings()
+    label_values(LeRobotDataset(root), settings)
+    info = json.loads((root / "meta/info.json").read_text())
+    del info["wamkit"]["sources"]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert is_labelled(LeRobotDataset(root), settings)
+    assert not [found for found in inspect(root).findings if found.kind == "stale_values"]
 
 
 def test_an_excluded_episode_may_have_lost_its_files(

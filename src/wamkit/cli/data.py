@@ -26,7 +26,8 @@ Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
 class Values:
     """Write value targets into the dataset as its column `value`; an earlier column is replaced.
 
-    Statistics are computed anew, because values are among them.
+    Statistics are computed anew, because values are among them. Nothing is done where the column has these settings and
+    neither the recording nor the list of excluded episodes has changed since.
     """
 
     root: Root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from wamkit.data.file_facts import read_footer
 from wamkit.data.layout import DatasetError, EpisodeRecord
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.lock import FolderLock
+
+logger = logging.getLogger(__name__)
 
 
 def write_column(
@@ -39,8 +42,8 @@ def write_column(
         values: episode index -> `[T, d]` (or `[T]`); called once per episode, in order.
         channels: a name for each of the d channels.
         settings: JSON facts about how it was computed; stored in `info.json` under `wamkit` and the column's name.
-        ignored: episodes to leave out: `values` is not called for them. Their rows beside others' are NaN; a file with
-            no others is not opened, because it may be damaged, and has no such column.
+        ignored: episodes to leave out: `values` is not called for them, and their rows are NaN. A file of theirs alone
+            that is damaged stays as it is.
 
     Raises:
         DatasetError: the name is one of the recorded features, or values have the wrong shape or are not finite.
@@ -68,6 +71,7 @@ def write_column(
         for path, records in files.items():
             wanted = [record for record in records if record.index not in ignored]
             if not wanted:
+                _leave_out(path, name, feature)
                 continue
             # An ignored episode may be longer or shorter than its record says.
             is_known = len(wanted) == len(records)
@@ -79,9 +83,44 @@ def write_column(
             _rewrite(path, name, rows, words.arrow_type(feature))
         declared = {
             "features": bare | {name: feature},
-            words.WAMKIT: kept | {"columns": [*columns, name], name: settings},
+            words.WAMKIT: kept
+            | {
+                "columns": [*columns, name],
+                name: settings,
+                words.SOURCES: own.get(words.SOURCES, {})
+                | {name: {"recorded": dataset.recorded_fingerprint(), "ignored": sorted(ignored)}},
+            },
         }
         write_json_atomically(root / words.INFO, dataset.info | declared)
+
+
+def is_of_this_recording(dataset: LeRobotDataset, name: str) -> bool | None:
+    """Whether an added column was computed from the rows and frames that are there, for every episode not ignored.
+
+    Args:
+        dataset: opened with the episodes that are ignored now.
+        name: of the column.
+
+    Returns:
+        `None` when the dataset does not say, because the column was added before that was kept.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        DatasetError: a data file cannot be read.
+    """
+    source = dataset.wamkit.get(words.SOURCES, {}).get(name)
+    if source is None:
+        return None
+    return source["recorded"] == dataset.recorded_fingerprint() and dataset.ignored.issuperset(source["ignored"])
+
+
+def _leave_out(path: Path, name: str, feature: dict[str, Any]) -> None:
+    """NaN in every row of a file that may be damaged."""
+    try:
+        rows = np.full((read_footer(path).num_rows, *feature["shape"]), np.nan, dtype=np.float32)
+        _rewrite(path, name, rows, words.arrow_type(feature))
+    except (DatasetError, FileNotFoundError, pa.ArrowException) as error:
+        logger.info("%s, whose episodes are left out, gets no column %r: %s", path, name, error)
 
 
 def _checked(values: np.ndarray, record: EpisodeRecord, name: str, *, width: int) -> np.ndarray:

@@ -31,7 +31,7 @@ class Exclusions:
     Args:
         episodes: number -> reason, in rising order.
         made_by: who made the list.
-        fingerprint: of the dataset when the list was made, if it was kept.
+        fingerprint: of what was recorded then (`LeRobotDataset.recorded_fingerprint`), if it was kept.
     """
 
     episodes: dict[int, str]
@@ -97,7 +97,7 @@ def write_exclusions(
         root: dataset folder.
         episodes: number -> reason.
         made_by: who made the list.
-        fingerprint: of the dataset as it is.
+        fingerprint: of what is recorded now.
 
     Returns:
         The file written.
@@ -123,6 +123,18 @@ def open_usable(root: Path | str) -> LeRobotDataset:
         VideoError: a video of another episode is short or cannot be opened.
     """
     return LeRobotDataset(root, ignored=read_exclusions(root).episodes)
+
+
+def is_of_this_dataset(excluded: Exclusions, dataset: LeRobotDataset) -> bool:
+    """Whether a list was made of what is recorded now; also if it does not say.
+
+    Raises:
+        FileNotFoundError: a file of an episode that is not ignored is missing.
+        DatasetError: such a file cannot be read.
+    """
+    if excluded.fingerprint is None or excluded.fingerprint == dataset.recorded_fingerprint():
+        return True
+    return excluded.fingerprint == dataset.fingerprint()  # of a list made when columns still counted
 
 
 def require_usable(root: Path | str, episodes: Iterable[int]) -> None:
@@ -165,10 +177,9 @@ def without_excluded(dataset: LeRobotDataset) -> LeRobotDataset | Subset:
         "%s: %d of %d episodes are left out by %s: %s",
         *(dataset.root, len(excluded.episodes), dataset.num_episodes, EXCLUDE_PATH, _listed(excluded.episodes)),
     )
-    if excluded.fingerprint is not None and excluded.fingerprint != dataset.fingerprint():
+    if not is_of_this_dataset(excluded, dataset):
         logger.warning(
-            "%s was made before the dataset changed (columns added, episodes recorded or replaced); if episodes were "
-            "replaced, make it again",
+            "%s was made before the dataset changed; make it again if episodes were replaced, not only added",
             path,
         )
     return Subset(dataset, kept)

@@ -36,6 +36,8 @@ OTHER_NAMES = {"actions": ACTION, "state": STATE, "state_value": "value"}
 
 WAMKIT = "wamkit"
 """Our key in `info.json`: the robot spec, video settings, notes of recorders, settings of added columns."""
+SOURCES = "sources"
+"""Below our key: of what recording each added column was computed."""
 METADATA_COLUMN = "wamkit/metadata"
 """Our column of the episode table: a JSON object per episode (one type whatever the keys, so files can be joined)."""
 

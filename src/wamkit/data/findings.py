@@ -30,6 +30,7 @@ Kind = Literal[
     "frozen_video",
     "duplicate",
     "stale_statistics",
+    "stale_values",
     "exclusions",
     "leftover",
     "policy",

@@ -77,7 +77,7 @@ def inspect(
     of_lerobot, notes = statistics.check_lerobot_statistics(dataset, facts, is_sound=not faulty)
     shown += of_lerobot
     if is_sound:
-        shown += metadata.check_list_age(dataset, excluded)
+        shown += metadata.check_list_age(dataset, excluded) + statistics.check_values(dataset)
     places = [dataset.place(record.index) for record in dataset.episodes]
     known = {place.data for place in places} | {video.path for place in places for video in place.videos.values()}
     shown += metadata.check_leftovers(dataset, known)
@@ -135,7 +135,7 @@ def exclude(report: Report, plan: ExclusionPlan) -> Path:
         OSError: writing failed; the old list is untouched.
     """
     dataset = LeRobotDataset(report.root, check=False, ignored=plan.episodes, num_episodes=report.num_episodes)
-    return write_exclusions(report.root, plan.episodes, fingerprint=dataset.fingerprint())
+    return write_exclusions(report.root, plan.episodes, fingerprint=dataset.recorded_fingerprint())
 
 
 def _look_through(

@@ -74,6 +74,7 @@ class LeRobotDataset:
         self._layout: Layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
         self._camera_keys = camera_keys(self.features, self.wamkit.get(CAMERAS, {}))
         self._fingerprint: str | None = None
+        self._facts: tuple[list[Any], dict[str, list[Any]]] | None = None
         self._videos = VideoFiles()
         self._ignored = frozenset(ignored)
         if check:
@@ -273,18 +274,33 @@ class LeRobotDataset:
             self._fingerprint = self._content_hash()
         return self._fingerprint
 
+    def recorded_fingerprint(self) -> str:
+        """A hash of what was recorded, as `fingerprint` sees it, whatever columns were added since.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            DatasetError: a data file cannot be read.
+        """
+        facts = [[episode.length for episode in self.episodes], *self._file_facts()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def _content_hash(self) -> str:
         features = {
             key: {part: value for part, value in feature.items() if part != "info"}
             for key, feature in self.features.items()
         }
-        own = {key: value for key, value in self.wamkit.items() if key != "notes"}
+        own = {key: value for key, value in self.wamkit.items() if key not in ("notes", words.SOURCES)}
         episodes = [[episode.length, episode.tasks, episode.metadata] for episode in self.episodes]
         facts = [self.fps, features, own, episodes, self._layout.statistics_rows(), *self._file_facts()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _file_facts(self) -> tuple[list[Any], dict[str, list[Any]]]:
         """Of the data files, and of the videos of each feature, in the order of the episodes."""
+        if self._facts is None:
+            self._facts = self._read_file_facts()
+        return self._facts
+
+    def _read_file_facts(self) -> tuple[list[Any], dict[str, list[Any]]]:
         added = self.wamkit.get("columns", [])
         features = self.info["features"]
         recorded = [key for key, feature in features.items() if not words.is_video(feature) and key not in added]

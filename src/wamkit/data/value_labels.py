@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wamkit.data.added_columns import write_column
+from wamkit.data.added_columns import is_of_this_recording, write_column
 from wamkit.data.features import ACTION, STATE, SUCCESS
 from wamkit.data.layout import DatasetError, EpisodeRecord
 from wamkit.data.lerobot import LeRobotDataset
@@ -48,7 +48,8 @@ def label_values(
 ) -> LeRobotDataset:
     """Write the column `value`, and its settings into `info.json`; a column written earlier is replaced.
 
-    Episodes that the dataset was opened to ignore get no values: their rows are NaN, or not there.
+    Episodes that the dataset was opened to ignore get no values: their rows are NaN, and damaged files stay as they
+    are.
 
     All values are computed before anything is written, and `info.json` declares them last. Killed at any moment, the
     dataset is readable, at worst without values, and running again completes it.
@@ -85,17 +86,22 @@ def label_values(
 
 
 def is_labelled(dataset: LeRobotDataset, settings: ValueSettings) -> bool:
-    """Whether every episode that is not ignored has values of these settings.
+    """Whether every episode that is not ignored has values of these settings, computed from what is recorded now.
 
     Raises:
+        FileNotFoundError: a file is missing.
+        DatasetError: a data file cannot be read.
         ValueError: the stored settings are of another version.
     """
     if stored_settings(dataset) != settings:
         return False
+    known = is_of_this_recording(dataset, VALUE)
+    if known is not None:
+        return known
     try:
         return all(np.isfinite(dataset.columns(entry.index, [VALUE])[VALUE]).all() for entry in _wanted(dataset))
     except DatasetError:
-        return False  # no column in the file of an episode that was ignored then; labelling names any other damage
+        return False  # labelling names the damage
 
 
 def _wanted(dataset: LeRobotDataset) -> list[EpisodeRecord]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wamkit.data import features as words
-from wamkit.data.exclusions import EXCLUDE_PATH, Exclusions, read_exclusions
+from wamkit.data.exclusions import EXCLUDE_PATH, Exclusions, is_of_this_dataset, read_exclusions
 from wamkit.data.findings import Finding, Kind, Severity, listed_episodes
 from wamkit.data.info import count_table_rows, read_info
 from wamkit.data.inspection.rows import remedy_for_column
@@ -81,7 +81,7 @@ def check_list_age(dataset: LeRobotDataset, excluded: Exclusions) -> list[Findin
         dataset: opened unchecked, its excluded episodes ignored; all others can be read.
         excluded: the list.
     """
-    if excluded.fingerprint in (None, dataset.fingerprint()):
+    if is_of_this_dataset(excluded, dataset):
         return []
     what = "expected a list made of the dataset as it is, got one from before it changed"
     remedy = "if episodes were replaced, remove it and run `wamkit data inspect --exclude` again"
@@ -108,8 +108,8 @@ def check_metadata(dataset: LeRobotDataset, robot: RobotSpec | None, tasks: list
     for key in (words.ACTION, words.STATE):
         if key not in widths:
             what = f"expected a column {key!r}, got {sorted(widths)}"
-            remedy = "training needs it: record or rename it"
-            findings.append(_found("missing_column", words.INFO, what, remedy, "warning"))
+            remedy = "training refuses a dataset without it: record or rename it"
+            findings.append(_found("missing_column", words.INFO, what, remedy))
     for key in dataset.wamkit.get("columns", []):
         if key not in widths:
             what = f"expected the added column {key!r} among the features, got {sorted(widths)}"

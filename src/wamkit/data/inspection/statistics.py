@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wamkit.data import features as words
+from wamkit.data.added_columns import is_of_this_recording
 from wamkit.data.findings import RECORD_AGAIN, Finding, Kind, listed_episodes
 from wamkit.data.inspection.rows import RowFacts, channel_name, short
 from wamkit.data.lerobot import LeRobotDataset
@@ -119,6 +120,20 @@ def check_own_statistics(dataset: LeRobotDataset, excluded: Collection[int], *, 
     return (
         [_found("stale_statistics", STATISTICS_PATH, what, f"run `wamkit data stats {dataset.root}`")] if what else []
     )
+
+
+def check_values(dataset: LeRobotDataset) -> list[Finding]:
+    """The added column `value`: of the rows and frames that are there?
+
+    Args:
+        dataset: opened unchecked, its excluded episodes ignored; all others can be read.
+    """
+    if VALUE not in dataset.features or is_of_this_recording(dataset, VALUE) is not False:
+        return []
+    what = (
+        "expected values of every episode as it is, got those from before the dataset or its list of exclusions changed"
+    )
+    return [_found("stale_values", VALUE, what, f"run `wamkit data values {dataset.root}` with the same settings")]
 
 
 def check_recorded_statistics(facts: Sequence[RowFacts], faulty: Collection[int]) -> list[Finding]:
