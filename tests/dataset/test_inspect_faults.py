@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from wamkit.cli.main import main
 from wamkit.data.exclusions import EXCLUDE_PATH, write_exclusions
 from wamkit.data.inspect import inspect
 from wamkit.data.lerobot import LeRobotDataset
@@ -305,6 +306,18 @@ def test_a_gripper_that_never_moves(planter):
     found = only(planter.root)
     assert (found.kind, found.where) == ("constant_channel", "action (gripper)")
     assert "expected a gripper that opens and closes, got 1" in found.what
+
+
+@pytest.mark.parametrize("name", ["action", "observation.state"])
+def test_a_dataset_without_what_training_needs(planter, name, capsys):
+    planter.info(lambda info: info["features"].pop(name))
+    with pytest.raises(ValueError, match=f"expected a column '{name}'"):
+        compute_statistics(LeRobotDataset(planter.root))
+    (error,) = inspect(planter.root).errors
+    assert (error.kind, error.where, error.episodes) == ("missing_column", "meta/info.json", ())
+    assert f"expected a column '{name}'" in error.what and "training refuses" in error.remedy
+    assert main(["data", "inspect", str(planter.root), "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)["is_sound"]
 
 
 def test_commands_outside_their_range(planter):
