@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
+from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import (
     EpisodeLog,
     EpisodeRecord,
     PolicyIdentity,
     Results,
+    TaskScore,
     measure_latency,
     score_episodes,
 )
+from wamkit.evaluation.statistics import wilson_interval
 
 RUN = """
 import sys
@@ -168,6 +171,69 @@ def test_a_finished_evaluation_that_lost_lines_says_so(tmp_path: Path) -> None:
     assert "2/3" in done.stdout
     for text in (done.stdout, (tmp_path / "page.html").read_text()):
         assert "half-written" in text and "lacks 1 of the 3 episodes that results.json counts" in text
+
+
+def test_results_that_their_episodes_contradict_are_refused(tmp_path: Path) -> None:
+    finish(tmp_path / "edited", "--")
+    file = tmp_path / "edited" / "results.json"
+    score = {"successes": 1, "interval": wilson_interval(1, 2)}
+    told = json.loads(file.read_text())
+    changed = {"tasks": {"push-v3": told["tasks"]["push-v3"] | score}, "overall": told["overall"] | score}
+    file.write_text(json.dumps(told | changed))
+    done = report(tmp_path / "edited", "--output", tmp_path / "page.html")
+    assert done.returncode == 2 and not (tmp_path / "page.html").exists()
+    assert "results.json: expected the counts of episodes.jsonl beside it, 0 successes in 2 trials" in done.stderr
+    assert "of push-v3, got 1 in 2; the same `wamkit evaluate` command counts episodes.jsonl anew" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("solved", "counts", "fits"),
+    [
+        ("+-+", {}, True),
+        ("+-+", {"successes": 3}, False),
+        ("+-+", {"trials": 4}, False),
+        ("+-+", {"successes": 1, "trials": 2}, False),
+        ("+-!", {"successes": 2}, False),
+        ("+-!", {}, True),
+    ],
+)
+def test_counts_are_those_of_the_episodes(tmp_path: Path, solved: str, counts: dict[str, int], fits: bool) -> None:
+    finish(tmp_path / "a", solved)
+    results = Results.load(tmp_path / "a")
+    score = dataclasses.asdict(results.overall) | counts
+    score = TaskScore(**score | {"interval": wilson_interval(score["successes"], score["trials"])})
+    dataclasses.replace(results, tasks={"push-v3": score}, overall=score).save(tmp_path / "a")
+    # Trials that came after the results were written are no contradiction.
+    log = EpisodeLog(tmp_path / "a")
+    log.append(dataclasses.replace(next(iter(log.read().values())), layout=9, seed=9))
+    if fits:
+        assert Evaluation(tmp_path / "a").results.overall == score
+    else:
+        with pytest.raises(ValueError, match=r"expected the counts of episodes\.jsonl"):
+            Evaluation(tmp_path / "a").results  # noqa: B018
+
+
+def test_results_without_their_episodes_say_so(tmp_path: Path) -> None:
+    finish(tmp_path / "a", "+-", asked=2)
+    run = (tmp_path / "a" / "run.json").read_text()
+    finish(tmp_path / "b", "+-")
+    (tmp_path / "b" / "run.json").write_text(run)
+    assert Evaluation(tmp_path / "b").gaps == []
+    (tmp_path / "b" / "episodes.jsonl").unlink()
+    evaluation = Evaluation(tmp_path / "b")
+    assert evaluation.missing == [] and evaluation.results.overall.trials == 2
+    (gap,) = evaluation.gaps
+    assert gap.startswith("episodes.jsonl is not there, so the counts of results.json stand unchecked")
+    more = [["push-v3", layout, 1042, layout] for layout in range(5)]
+    (tmp_path / "b" / "run.json").write_text(json.dumps(json.loads(run) | {"asked": more}))
+    assert "3 of 5 episodes missing" in Evaluation(tmp_path / "b").missing[0]
+
+
+def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    finish(tmp_path / "a")
+    done = report(tmp_path / "a", "--output", "/proc/nowhere/page.html")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "expected /proc/nowhere, or a place where it can be made, found neither" in done.stderr
 
 
 def test_an_unfinished_evaluation_is_one_message(tmp_path: Path) -> None:

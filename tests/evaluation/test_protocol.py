@@ -48,6 +48,17 @@ def test_every_change_that_matters_changes_the_title() -> None:
         assert not same_rules(named, settings), key
 
 
+def test_results_tell_the_settings_that_were_used() -> None:
+    plain = get_protocol("metaworld/v1")
+    assert plain.settings() == dataclasses.asdict(plain)
+    used = get_protocol("metaworld/v1", max_steps=40).settings(tasks=["drawer-*"], episodes=1)
+    assert (used["episodes"], used["max_steps"], used["summary"]) == (1, 40, "metaworld/v1 with max_steps=40")
+    assert sorted(used["tasks"]) == ["drawer-close-v3", "drawer-open-v3"]
+    assert same_rules(used, dataclasses.asdict(get_protocol("metaworld/v1", max_steps=40))), "they change no trial"
+    own = dataclasses.replace(plain, name="lab/v1", max_steps=40, summary="ours")
+    assert own.settings()["summary"] == "ours"
+
+
 def test_results_from_before_a_setting_existed_follow_the_same_rules() -> None:
     settings = json.loads(json.dumps(dataclasses.asdict(PROTOCOLS["metaworld/v1"])))
     older = {key: settings[key] for key in settings if key not in ("task_limits", "limit_unit", "settle_steps")}

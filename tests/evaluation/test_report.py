@@ -17,7 +17,8 @@ import pytest
 
 from wamkit.evaluation.report import write_report
 from wamkit.evaluation.report_episodes import value_lines
-from wamkit.evaluation.results import EpisodeLog, Results
+from wamkit.evaluation.results import EpisodeLog, Results, score_episodes
+from wamkit.evaluation.statistics import wilson_interval
 from wamkit.trace import Trace
 
 pytestmark = pytest.mark.sim
@@ -128,6 +129,8 @@ def test_rows_are_paired_episode_by_episode(finished: Path, evaluated: Path, tmp
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     won = sum(row["success"] for row in rows)
     path.write_text("".join(json.dumps(row | {"success": True}) + "\n" for row in rows))
+    score = score_episodes(list(EpisodeLog(evaluated).read().values()))
+    change_results(evaluated, tasks={"coffee-button-v3": score}, overall=score)
     page = Page(write_report([finished, evaluated], tmp_path / "report.html").read_text())
     assert f"+{4 - won} −0" in page.text and "first row" in page.text
 
@@ -145,7 +148,13 @@ def test_what_makes_rows_less_comparable_is_said(finished: Path, evaluated: Path
 def test_several_tasks_get_a_row_each(finished: Path, evaluated: Path, tmp_path: Path) -> None:
     results = Results.load(finished)
     score = results.overall
-    change_results(evaluated, tasks={"coffee-button-v3": score, "push-v3": score})
+    twice = dataclasses.replace(
+        score,
+        successes=2 * score.successes,
+        trials=2 * score.trials,
+        interval=wilson_interval(2 * score.successes, 2 * score.trials),
+    )
+    change_results(evaluated, tasks={"coffee-button-v3": score, "push-v3": score}, overall=twice)
     page = Page(write_report([evaluated], tmp_path / "report.html").read_text())
     assert "push-v3, planner wav" in page.text and page.counts["table"] == 2
 

@@ -150,6 +150,28 @@ def test_values_of_a_wrong_type_are_named(tmp_path: Path, key: str, value: objec
         Results.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"successes": 3}, "expected 0 <= successes <= trials, got 3 of 2"),
+        ({"successes": 2}, r"interval of 2 successes in 2 trials, 0\.3424 to 1\.0000, got 0\.0945 to 0\.9055"),
+        ({"interval": [0.0945, 0.9056]}, r"expected the interval of 1 successes in 2 trials"),
+        ({"errors": -1}, "expected 0 or more episodes lost to simulator errors, got -1"),
+        ({"successes": 2, "interval": wilson_interval(2, 2)}, "expected overall successes .* tasks together, 2, got 1"),
+        ({"trials": 3, "interval": wilson_interval(1, 3)}, "expected overall trials .* tasks together, 3, got 2"),
+        ({"errors": 1}, "expected overall errors .* tasks together, 1, got 0"),
+    ],
+)
+def test_counts_that_contradict_each_other_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    content = json.loads(results().save(tmp_path).read_text())
+    content["tasks"]["push-v3"] |= changes
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"results\.json: .*{message}.*the same `wamkit evaluate` command counts"):
+        Results.load(tmp_path)
+
+
 def test_missing_results_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give the output folder of `wamkit evaluate`"):
         Results.load(tmp_path)

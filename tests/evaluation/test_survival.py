@@ -239,7 +239,13 @@ def test_an_episode_ends_at_its_limit_of_steps_or_of_calls(
     assert (far.steps, len(far.latency_seconds), far.success) == (steps, calls, False)
     settings = json.loads((tmp_path / "results.json").read_text())["protocol_settings"]
     assert settings["limit_unit"] == unit and settings["task_limits"] == [list(limit) for limit in limits]
-    assert results.overall.trials == 4
+    assert results.overall.trials == settings["episodes"] == 4
+
+
+def test_what_is_written_down_is_what_was_used(walker: ModuleType, tmp_path: Path) -> None:
+    results = walker.walk(tmp_path, tasks=["line/*"], episodes=2, workers=1)
+    assert (results.protocol_settings["episodes"], results.protocol_settings["tasks"]) == (2, ("line/0",))
+    assert json.loads((tmp_path / "run.json").read_text())["protocol_settings"]["episodes"] == 2
 
 
 def test_another_machine_or_thread_count_is_said(

@@ -122,8 +122,9 @@ def evaluate(
     run = _describe_run(protocol, horizon, identity, batching)
     if resume:
         require_same_run(out, run)
+    settings = protocol.settings(tasks=tasks, episodes=episodes)
     about = {
-        "protocol_settings": dataclasses.asdict(protocol),
+        "protocol_settings": settings,
         "policy": dataclasses.asdict(identity),
         "robot": policy.spec.robot.name,
         "asked": [_key(request) for request in requests],
@@ -187,7 +188,7 @@ def evaluate(
         names = dict.fromkeys(record.task for record in asked)
         results = Results(
             protocol=protocol.title,
-            protocol_settings=dataclasses.asdict(protocol),
+            protocol_settings=settings,
             execution_horizon=horizon,
             policy=identity,
             robot=policy.spec.robot.name,

@@ -126,7 +126,7 @@ def _row(row: Evaluation) -> dict[str, Any]:
         "planner": results.policy.planner,
         "execution_horizon": results.execution_horizon,
         "batching": results.batching,
-        "is_complete": not row.gaps,
+        "is_complete": not row.missing,
         "gaps": row.gaps,
         "overall": _numbers(results.overall),
         "tasks": {task: _numbers(score) for task, score in results.tasks.items()},

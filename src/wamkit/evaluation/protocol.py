@@ -93,11 +93,8 @@ class Protocol:
     @property
     def title(self) -> str:
         """The name, followed by everything that was changed: `metaworld/v1 (max_steps=300)`."""
-        named = PROTOCOLS.get(self.name)
-        fixed = [item.name for item in dataclasses.fields(self) if item.name not in UNCOUNTED]
-        changed = [key for key in fixed if named is not None and getattr(self, key) != getattr(named, key)]
-        listed = ", ".join(f"{key}={_plain(getattr(self, key))}" for key in changed)
-        return f"{self.name} ({listed})" if changed else self.name
+        changes = self._changes()
+        return f"{self.name} ({changes})" if changes else self.name
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -108,6 +105,30 @@ class Protocol:
     def rules(self) -> str:
         """When an episode ends and how it begins, in words."""
         return describe_rules(dataclasses.asdict(self))
+
+    def settings(self, *, tasks: Sequence[str] = (), episodes: int | None = None) -> dict[str, Any]:
+        """Every field as an evaluation uses it, for its results.
+
+        Args:
+            tasks: those that were asked for, see `choose`; empty means all.
+            episodes: episodes per task and seed that were asked for; by default the protocol's number.
+        """
+        changes = self._changes()
+        used = dataclasses.replace(
+            self,
+            tasks=self.choose(tasks) if tasks else self.tasks,
+            episodes=self.episodes if episodes is None else episodes,
+            # The words tell of the named protocol's numbers.
+            summary=f"{self.name} with {changes}" if changes else self.summary,
+        )
+        return dataclasses.asdict(used)
+
+    def _changes(self) -> str:
+        """What sets it apart from the protocol of its name; empty when nothing does."""
+        named = PROTOCOLS.get(self.name)
+        fixed = [item.name for item in dataclasses.fields(self) if item.name not in UNCOUNTED]
+        changed = [key for key in fixed if named is not None and getattr(self, key) != getattr(named, key)]
+        return ", ".join(f"{key}={_plain(getattr(self, key))}" for key in changed)
 
     def step_limit(self, task: str) -> int:
         """Control steps after which an episode of a task ends unsolved."""

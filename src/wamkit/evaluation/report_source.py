@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from wamkit.evaluation.results import RESULTS_FILE, TRACE_FILE, EpisodeKey, EpisodeLog, EpisodeRecord, Results, Run
+from wamkit.evaluation.results import (
+    COUNT_AGAIN,
+    RESULTS_FILE,
+    TRACE_FILE,
+    EpisodeKey,
+    EpisodeLog,
+    EpisodeRecord,
+    Results,
+    Run,
+    TaskScore,
+)
 from wamkit.trace import Trace
 
 PLANNER_SHOWN = ("iterations", "num_videos", "num_values", "score")
@@ -30,10 +40,31 @@ class Evaluation:
 
     @cached_property
     def results(self) -> Results:
-        """`results.json`; of an evaluation that has not come to it, what its finished episodes give."""
+        """`results.json`; of an evaluation that has not come to it, what its finished episodes give.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Results.load`.
+            ValueError: its counts are not those of `episodes.jsonl`.
+        """
         if not (self.folder / RESULTS_FILE).is_file() and self.run is not None and self._all_records:
             return self.run.results(list(self._all_records.values()))
-        return Results.load(self.folder)
+        results = Results.load(self.folder)
+        for task, score in results.tasks.items():
+            self._require_counted(task, score)
+        return results
+
+    def _require_counted(self, task: str, score: TaskScore) -> None:
+        """Refuse counts that the log contradicts. It may lack lines, and hold trials that are not counted yet."""
+        trials = [r for r in self._all_records.values() if r.task == task and r.error is None and r.seed in score.seeds]
+        solved = sum(record.success for record in trials)
+        is_whole = len(trials) == len(score.seeds)
+        most = (score.successes, score.trials - score.successes)
+        fits = solved <= most[0] and len(trials) - solved <= most[1]
+        if not fits or (is_whole and len(trials) != score.trials):
+            raise ValueError(
+                f"{self.folder / RESULTS_FILE}: expected the counts of {self.log.path.name} beside it, {solved} "
+                f"successes in {len(trials)} trials of {task}, got {score.successes} in {score.trials}; {COUNT_AGAIN}"
+            )
 
     @cached_property
     def _all_records(self) -> dict[EpisodeKey, EpisodeRecord]:
@@ -45,26 +76,37 @@ class Evaluation:
         return [record for record in self._all_records.values() if record.task in self.results.tasks]
 
     @cached_property
-    def gaps(self) -> list[str]:
-        """What is missing in the folder, a sentence each."""
+    def missing(self) -> list[str]:
+        """Which episodes are missing, a sentence each."""
         found = []
         remedy = "the same wamkit evaluate command runs what is missing"
+        counted = self.results.overall.trials + self.results.overall.errors
+        has_log = self.log.path.is_file()
         if self.run is not None:
-            missing = self.run.num_missing(self._all_records)
-            if missing:
+            missing = self.run.num_missing(self._all_records) if has_log else self.run.num_asked - counted
+            if missing > 0:
                 found.append(
                     f"the evaluation is incomplete: {missing} of {self.run.num_asked} episodes missing; {remedy}"
                 )
         if self.log.has_torn_line:
             found.append(f"the last line of {self.log.path.name} is half-written, so its episode is lost; {remedy}")
-        score = self.results.overall
-        counted = score.trials + score.errors
-        if self.log.path.is_file() and counted > len(self.records):
+        if has_log and counted > len(self.records):
             found.append(
                 f"{self.log.path.name} lacks {counted - len(self.records)} of the {counted} episodes that "
                 f"{RESULTS_FILE} counts, so fewer are paired; {remedy}"
             )
         return found
+
+    @cached_property
+    def gaps(self) -> list[str]:
+        """What is missing in the folder, a sentence each."""
+        if self.log.path.is_file():
+            return self.missing
+        return [
+            *self.missing,
+            f"{self.log.path.name} is not there, so the counts of {RESULTS_FILE} stand unchecked, and no episode is "
+            "paired or shown",
+        ]
 
     @property
     def label(self) -> str:

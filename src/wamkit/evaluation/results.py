@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ VIDEO_FILE, TRACE_FILE = "rollout.mp4", "trace.npz"
 PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS)
 """What decides how an evaluation ends."""
 EpisodeKey = tuple[str, int, int, int]
+REMEDY = "restore the file, or make it again"
+COUNT_AGAIN = f"the same `wamkit evaluate` command counts {EPISODES_FILE} anew, and runs what is missing there"
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +128,9 @@ class TaskScore:
         mean_success_steps: mean control steps of the solved ones, `None` when none was.
         seeds: policy seeds of the trials.
         layouts: initial states of the trials.
+
+    Raises:
+        ValueError: counts that cannot be, or an interval that is not theirs.
     """
 
     successes: int
@@ -135,6 +141,16 @@ class TaskScore:
     mean_success_steps: float | None
     seeds: tuple[int, ...]
     layouts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.errors < 0:
+            raise ValueError(f"expected 0 or more episodes lost to simulator errors, got {self.errors}")
+        expected = wilson_interval(self.successes, self.trials)
+        if not all(math.isclose(*pair, abs_tol=1e-6) for pair in zip(expected, self.interval, strict=True)):
+            raise ValueError(
+                f"expected the interval of {self.successes} successes in {self.trials} trials, {_pair(expected)}, got "
+                f"{_pair(self.interval)}"
+            )
 
     @property
     def rate(self) -> float | None:
@@ -167,7 +183,7 @@ class Results:
 
     Args:
         protocol: the protocol's title; two results are comparable only when these agree.
-        protocol_settings: every field of the protocol.
+        protocol_settings: every field of the protocol, as it was used.
         execution_horizon: actions run between two policy calls.
         policy: who was evaluated, with the planner's settings.
         robot: the environment's robot.
@@ -196,6 +212,12 @@ class Results:
     machine: dict[str, Any]
     batching: Literal["exact", "free"] = "free"
 
+    def __post_init__(self) -> None:
+        for key in ("successes", "trials", "errors"):
+            total, overall = sum(getattr(score, key) for score in self.tasks.values()), getattr(self.overall, key)
+            if total != overall:
+                raise ValueError(f"expected overall {key} to be those of all tasks together, {total}, got {overall}")
+
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` holds."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
@@ -212,15 +234,17 @@ class Results:
 
         Raises:
             FileNotFoundError: the folder holds none.
-            ValueError: it is not a result of this format.
+            ValueError: it is not a result of this format, or its counts contradict each other.
         """
-        return read_results(folder / RESULTS_FILE, FORMAT, cls, advice=lambda: _advice(folder))
+        return read_results(
+            folder / RESULTS_FILE, FORMAT, cls, advice=lambda: _advice(folder), remedy=f"{REMEDY}: {COUNT_AGAIN}"
+        )
 
 
 T = TypeVar("T")
 
 
-def read_results(path: Path, format: str, kind: type[T], *, advice: Callable[[], str]) -> T:
+def read_results(path: Path, format: str, kind: type[T], *, advice: Callable[[], str], remedy: str = REMEDY) -> T:
     """Read a results file that names its format.
 
     Args:
@@ -228,6 +252,7 @@ def read_results(path: Path, format: str, kind: type[T], *, advice: Callable[[],
         format: its expected format.
         kind: the dataclass that it holds.
         advice: what to do when there is no such file.
+        remedy: what to do when its content is wrong.
 
     Raises:
         FileNotFoundError: there is none.
@@ -242,7 +267,7 @@ def read_results(path: Path, format: str, kind: type[T], *, advice: Callable[[],
     found = data.pop("format", None) if isinstance(data, dict) else None
     if found != format:
         raise ValueError(f"{path}: expected results of format {format!r}, got {found!r}; make them again")
-    with blame(path, "restore the file, or make it again"):
+    with blame(path, remedy):
         return read_fields(kind, data, "results")
 
 
@@ -420,6 +445,10 @@ def _advice(folder: Path) -> str:
     if (folder / RUN_FILE).is_file():
         return "finish the evaluation there (run it again to resume)"
     return "give the output folder of `wamkit evaluate`"
+
+
+def _pair(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _mean(values: Sequence[float | int]) -> float | None:
