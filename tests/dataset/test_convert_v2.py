@@ -18,6 +18,7 @@ from wamkit.data.inspect import inspect
 from wamkit.data.layout import read_tasks
 from wamkit.data.lerobot import DatasetError, LeRobotDataset, VideoError
 from wamkit.data.synthetic import synthetic_robot
+from wamkit.data.value_labels import SparseValueSettings, is_labelled, label_values
 from wamkit.data.video import VideoReader
 from wamkit.data.writer import LeRobotWriter
 
@@ -170,6 +171,38 @@ def test_excluded_episodes_are_left_out(older, tmp_path, caplog, version):
             np.testing.assert_array_equal(ours[FRONT]["mean"], theirs[FRONT]["mean"])
         first += length
     assert inspect(found.root).is_sound
+
+
+def test_values_are_as_current_as_they_were(older, tmp_path):
+    _, root = older()
+    settings = SparseValueSettings()
+    label_values(LeRobotDataset(root), settings)
+    labelled = LeRobotDataset(root)
+    convert_v2(root, tmp_path / "current")
+    write_exclusions(root, {0: "bad"})
+    convert_v2(root, tmp_path / "fewer")
+    for name, episodes in (("current", (0, 1, 2)), ("fewer", (1, 2))):
+        found = LeRobotDataset(tmp_path / name)
+        assert is_labelled(found, settings)
+        assert "stale_values" not in [finding.kind for finding in inspect(found.root).findings]
+        for number, old in enumerate(episodes):
+            np.testing.assert_array_equal(found.columns(number)["value"], labelled.columns(old)["value"])
+    shutil.copy(root / VIDEO.format(0, FRONT, 1), root / VIDEO.format(1, FRONT, 2))  # recorded anew
+    edit_length(root, 2, 13)
+    convert_v2(root, tmp_path / "stale")
+    assert not is_labelled(LeRobotDataset(tmp_path / "stale"), settings)
+    assert "stale_values" in [finding.kind for finding in inspect(tmp_path / "stale").findings]
+
+
+def edit_length(root, episode, length):
+    """Cut an episode off, in its data file and in the tables."""
+    path = root / DATA.format(episode // 2, episode)
+    pq.write_table(pq.read_table(path).slice(0, length), path)
+    lines = read_lines(root / "meta/episodes.jsonl")
+    total = sum(line["length"] for line in lines) - lines[episode]["length"] + length
+    lines[episode] |= {"length": length}
+    write_lines(root / "meta/episodes.jsonl", lines)
+    edit_info(root, total_frames=total)
 
 
 def test_excluded_episodes_are_not_looked_at_for_the_robot_either(older, tmp_path, capsys):

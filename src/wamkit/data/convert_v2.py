@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from wamkit import __version__
 from wamkit.data import features as words
 from wamkit.data import layout_v2
+from wamkit.data.added_columns import is_of_this_recording
 from wamkit.data.atomic import write_json_atomically
 from wamkit.data.conversion import NOTES, ConversionReport, new_dataset
 from wamkit.data.episode_stats import STATISTICS, Stats, block_image_stats, column_stats, merge_stats, to_columns
@@ -307,6 +308,10 @@ class _Conversion:
         if self._is_renumbered:
             reasons = read_exclusions(dataset.root, num_episodes=dataset.num_episodes).episodes
             notes["excluded_episodes"] = {str(number): reason for number, reason in reasons.items()}
+        # Other files have other fingerprints: an added column that was current no longer says of what; others stay stale.
+        sources = own.pop(words.SOURCES, {})
+        if stale := {name: one for name, one in sources.items() if is_of_this_recording(dataset, name) is False}:
+            own[words.SOURCES] = stale
         own["notes"] = own.get("notes", {}) | {NOTES: notes}
         if self._robot is not None:
             own["robot"] = self._robot.to_dict()
