@@ -308,7 +308,7 @@ class _Conversion:
         if self._is_renumbered:
             reasons = read_exclusions(dataset.root, num_episodes=dataset.num_episodes).episodes
             notes["excluded_episodes"] = {str(number): reason for number, reason in reasons.items()}
-        # Other files, other fingerprints: an added column that was current no longer says of what; a stale one stays so.
+        # Files with new fingerprints: an added column that was current no longer says of what, a stale one stays stale.
         sources = own.pop(words.SOURCES, {})
         if stale := {name: one for name, one in sources.items() if is_of_this_recording(dataset, name) is False}:
             own[words.SOURCES] = stale
