@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -199,7 +200,19 @@ def _begin(source: DrawnElsewhere, parent: int) -> None:
 
 def _draw(step: int) -> Batch:
     assert _HERE.source is not None, "processes begin with a source"
-    return _HERE.source.draw(step)
+    try:
+        return _HERE.source.draw(step)
+    except Exception as error:
+        raise _portable(error) from error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its text if it could not be made again in the process that trains, which would end the pool."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with(parent: int) -> None:
