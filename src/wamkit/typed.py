@@ -7,12 +7,13 @@ A whole number is no boolean, and a number is finite. This module needs only the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import reprlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -57,7 +58,7 @@ def check_fields(instance: Any, what: str) -> None:
     Raises:
         ValueError: naming the field, what it should hold and what it holds.
     """
-    for name, annotation in _annotations(type(instance)).items():
+    for name, annotation in _annotations(cast(Hashable, type(instance))).items():
         _require(annotation, getattr(instance, name), name, f"{what}: ")
 
 
@@ -91,7 +92,7 @@ def read_fields(cls: type[T], data: object, what: str, *, others: bool = False) 
     Raises:
         ValueError: a key is missing or unknown, or a value is of another type or out of range; the message names it.
     """
-    annotations = _annotations(cls)
+    annotations = _annotations(cast(Hashable, cls))
     if not isinstance(data, dict):
         raise ValueError(f"{what}: expected an object with the keys {', '.join(annotations)}, got {_short(data)}")
     optional = {item.name for item in dataclasses.fields(cast(Any, cls)) if _has_default(item)}
@@ -133,7 +134,8 @@ def read_value(annotation: Any, data: object, name: str) -> Any:
     return float(cast(float, data)) if annotation is float else data
 
 
-def _annotations(cls: type) -> dict[str, Any]:
+@functools.cache
+def _annotations(cls: Hashable) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {item.name: hints[item.name] for item in dataclasses.fields(cast(Any, cls))}
 

@@ -71,6 +71,7 @@ def test_what_was_written_is_read(write_dataset):
     assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (3, 12 + 13 + 14, 20.0)
     assert source.cameras == ("front", "wrist") and source.robot is not None
     assert source.robot.state[2].name == "gripper_opening"
+    assert source.robot is dataset.robot, "read once"
     for number, episode in enumerate(episodes):
         record = dataset.episodes[number]
         assert (record.index, record.length, record.task) == (number, len(episode), episode.task)

@@ -73,6 +73,7 @@ class LeRobotDataset:
         }
         self._layout: Layout = LAYOUTS[self.info["codebase_version"]](self.root, self.info)
         self._camera_keys = camera_keys(self.features, self.wamkit.get(CAMERAS, {}))
+        self._robot: tuple[Any, RobotSpec] | None = None
         self._fingerprint: str | None = None
         self._facts: tuple[list[Any], dict[str, list[Any]]] | None = None
         self._videos = VideoFiles()
@@ -93,10 +94,15 @@ class LeRobotDataset:
             DatasetError: its description is malformed.
         """
         stored = self.wamkit.get("robot")
-        try:
-            return None if stored is None else RobotSpec.from_dict(stored)
-        except ValueError as error:
-            raise DatasetError(f"{self.root / words.INFO}, {words.WAMKIT}.robot: {error}; correct it there") from error
+        if stored is None:
+            return None
+        if self._robot is None or self._robot[0] is not stored:  # read once, for it is asked for all the time
+            try:
+                self._robot = stored, RobotSpec.from_dict(stored)
+            except ValueError as error:
+                where = f"{self.root / words.INFO}, {words.WAMKIT}.robot"
+                raise DatasetError(f"{where}: {error}; correct it there") from error
+        return self._robot[1]
 
     @property
     def wamkit(self) -> dict[str, Any]:
