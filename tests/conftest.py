@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -95,3 +96,11 @@ def exact_products() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def types_unchecked() -> Iterator[None]:
+    """Without the run-time check of annotations, which takes most of a long run's time; the short tests have it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -21,6 +21,7 @@ MODEL = (
 )
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.sim
 @pytest.mark.slow
 def test_from_a_demonstration_to_an_evaluated_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

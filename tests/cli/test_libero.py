@@ -33,6 +33,7 @@ def write_pack(folder: Path) -> Path:
     return written
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.skipif(

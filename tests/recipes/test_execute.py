@@ -76,6 +76,7 @@ def action_error(policy: Policy, num_rows: int = 40) -> tuple[float, float]:
     return float((got - wanted).square().mean()), float((wanted.mean(0) - wanted).square().mean())
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.slow
 def test_a_tiny_policy_learns_to_act(dataset: Path, tmp_path: Path) -> None:
     """The losses of all stages fall, and the policy in its folder predicts unseen actions better than their mean."""

@@ -67,6 +67,7 @@ def test_memory_and_alignment_change_what_is_learnt(cached: Run, tmp_path: Path)
     assert len(set(losses.values())) == len(settings), losses
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_objectives_of_the_last_stage(cached: Run, tmp_path: Path) -> None:
     """Weightings, memory noise, reference timesteps, caption dropout with either mask, value and video losses."""
     base = dataclasses.replace(action_full(), memory_noise=0.5)

@@ -86,6 +86,7 @@ def test_a_whole_run_with_recomputed_activations_is_the_same_run(tmp_path: Path)
         assert all(torch.equal(recomputed[name], tensor) for name, tensor in plain.items())
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_bf16_computes_coarsely_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
     run(tmp_path / "fp32")
     model = build_wav(1)
