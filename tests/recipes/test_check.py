@@ -43,6 +43,10 @@ def test_recipes_are_right(name: str) -> None:
         ({"execution_horizon": 0}, "execution_horizon: expected 1 to 9 (the model's action_horizon), got 0; correct"),
         ({"execution_horizon": 10}, "execution_horizon: expected 1 to 9 (the model's action_horizon), got 10; correct"),
         ({"data": DataConfig(sample_n_frames=0)}, "data.sample_n_frames: expected 1 or more rows, got 0; correct"),
+        (
+            {"data": DataConfig(workers=-1)},
+            "data.workers: expected 0 or more processes, got -1; correct --data.workers",
+        ),
         ({"data": DataConfig(action_targets=("foo",))}, "data.action_targets ['foo'] are without effect on absolute"),
         ({"stages": ()}, "expected one or more stages with distinct names, got []"),
     ],

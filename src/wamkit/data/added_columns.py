@@ -111,7 +111,8 @@ def is_of_this_recording(dataset: LeRobotDataset, name: str) -> bool | None:
     source = dataset.wamkit.get(words.SOURCES, {}).get(name)
     if source is None:
         return None
-    return source["recorded"] == dataset.recorded_fingerprint() and dataset.ignored.issuperset(source["ignored"])
+    is_same = source.get("recorded") == dataset.recorded_fingerprint()
+    return is_same and dataset.ignored.issuperset(source.get("ignored", ()))
 
 
 def _leave_out(path: Path, name: str, feature: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ def check_run(run: Run) -> None:
     expected = f"1 to {horizon} (the model's action_horizon)"
     _require("execution_horizon", 1 <= run.execution_horizon <= horizon, expected, run.execution_horizon)
     _check_data(run)
+    workers = run.data.workers
+    _require("data.workers", workers is None or workers >= 0, "0 or more processes", workers)
     _require("data.sample_n_frames", run.data.sample_n_frames >= 1, "1 or more rows", run.data.sample_n_frames)
     if run.data.action_targets and run.data.action_type == "absolute":
         raise ValueError(
