@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set-up, then every gate a change must pass. Arguments go to pytest: bash runs/test.sh -k planner
+# Tests that take long are left out; bash runs/test.sh --slow runs them too, as continuous integration does.
 #
 #   WAMKIT_TEST_WORKERS=4   test processes (2 unless told otherwise)
 set -euo pipefail

@@ -15,6 +15,20 @@ from wamkit.types import ActionChunk, Imagined
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too, as continuous integration does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out, unless they are asked for by the option or named by a marker of their own."""
+    if config.getoption("--slow") or "slow" in config.getoption("-m"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=left_out)
+
+
 # Where the button of the coffee machine is on average, and a height to press it at (metres).
 BUTTON = (0.0, 0.80, 0.20)
 
