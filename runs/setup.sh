@@ -21,7 +21,7 @@ stop() {
 }
 
 # Of pyproject.toml only the tables that decide what is installed: a linter's setting is no reason to install again.
-wanted() { { sed -n -E '/^\[(build-system|project)/,/^\[tool/p' pyproject.toml && cat constraints.txt; } | cksum; }
+wanted() { { sed -n -E '/^\[(build-system|project)/,/^\[tool/p' pyproject.toml packages/*/pyproject.toml && cat constraints.txt; } | cksum; }
 remember() { printf '%s\n' "$1" "$here" "$maker" >"$state"; }
 
 is_recent() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' </dev/null 2>/dev/null; }
@@ -121,7 +121,7 @@ fi
 
 mark="" path="" maker=""
 { read -r mark && read -r path && read -r maker; } 2>/dev/null <"$state" || true
-if [ "$mark" = "$(wanted)" ] && [ "$path" = "$here" ] && .venv/bin/python -c 'import wamkit' </dev/null 2>/dev/null; then
+if [ "$mark" = "$(wanted)" ] && [ "$path" = "$here" ] && .venv/bin/python -c 'import wamkit, wamkit_client' </dev/null 2>/dev/null; then
     has_gl .venv/bin/python || install_system "$gl_package"
     exit 0
 fi
@@ -178,7 +178,7 @@ say "installing the package and its development extras into .venv (some minutes 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 [ -t 2 ] || export PIP_QUIET=2 # in a log errors alone, on a terminal pip's progress bars
 install_cpu_torch
-.venv/bin/python -m pip install -e ".[dev]" -c constraints.txt </dev/null >&2 || {
+.venv/bin/python -m pip install -e packages/wamkit-client -e ".[dev]" -c constraints.txt </dev/null >&2 || {
     remember incomplete # pip left whole packages behind, so the next run goes on from them
     stop "pip could not install the package; its message is above. Run this again once that is mended."
 }

@@ -16,7 +16,7 @@ def feed(threshold: int, executed: list[int]) -> list[list[float]]:
     """Observations 0, 1, 2, … with the given counts of executed actions."""
     memory, seen = ObservationMemory(3, threshold), []
     for number, count in enumerate(executed):
-        memory.add(torch.tensor(float(number)), count)
+        memory = memory.added(torch.tensor(float(number)), count)
         seen.append(remembered(memory))
     return seen
 
@@ -42,7 +42,12 @@ def test_below_the_threshold_only_the_newest_place_changes() -> None:
 
 
 def test_a_negative_count_is_refused() -> None:
-    memory = ObservationMemory(2)
-    memory.add(torch.zeros(1), 0)
+    memory = ObservationMemory(2).added(torch.zeros(1), 0)
     with pytest.raises(ValueError, match="0 or more, got -1"):
-        memory.add(torch.zeros(1), -1)
+        memory.added(torch.zeros(1), -1)
+
+
+def test_adding_leaves_the_memory_before_it_as_it_was() -> None:
+    before = ObservationMemory(2).added(torch.zeros(1), 0)
+    after = before.added(torch.ones(1), 1)
+    assert (before.stack(0).tolist(), after.stack(0).tolist()) == ([[0], [0]], [[0], [1]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,60 @@ def test_recording_tells_what_was_imagined_and_changes_no_action() -> None:
     assert imagined.value.shape == (1, CONFIG.action_horizon)
     assert imagined.scores is not None and imagined.scores.shape == (1, 2, 8)
     assert set(recorded.timing) == {"encode", "plan", "act"} and min(recorded.timing.values()) >= 0
+
+
+def inputs(rows: list[int], executed: int = 0) -> dict[str, Any]:
+    count = len(rows)
+    state = torch.from_numpy(EPISODE.state[rows])
+    return {"video": VIDEO[rows], "state": state, "task": [EPISODE.task] * count, "executed": [executed] * count}
+
+
+@pytest.mark.parametrize("planner", [None, PLANNER])
+def test_what_is_imagined_after_deciding_is_what_recording_shows(planner: PlannerConfig | None) -> None:
+    policy = make_policy(planner)
+    policy.reset([0, 1], seeds=[3, 3])
+    for call in range(2):
+        recorded = act(policy, [0], [4 * call], executed=4, record=True)
+        decision = policy.decide([1], **inputs([4 * call], executed=4), value=call == 1)
+        assert torch.equal(decision.chunk.actions, recorded.actions)
+        imagined, wanted = decision.imagine(), recorded.imagined
+        assert wanted is not None and imagined.video is not None and imagined.value is not None
+        assert wanted.video is not None and torch.equal(imagined.video, wanted.video)
+        assert wanted.value is not None and torch.equal(imagined.value, wanted.value)
+        told = decision.chunk.imagined
+        assert (told is not None) == (call == 1)
+        if told is not None:
+            assert told.value is not None and torch.equal(told.value, wanted.value) and told.video is None
+
+
+def test_a_call_that_fails_leaves_the_episode_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, other = make_policy(), make_policy()
+    for each in (policy, other):
+        each.reset([0], seeds=[1])
+        act(each, [0], [0])
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
+        patched.setattr(policy.transforms.action.__class__, "denormalize", broken)
+        act(policy, [0], [8], executed=4)
+    assert torch.equal(act(policy, [0], [4], executed=4).actions, act(other, [0], [4], executed=4).actions)
+
+
+def test_a_variant_acts_for_the_same_robots() -> None:
+    policy = make_policy()
+    variant = policy.varied(planner=PLANNER, num_steps=5)
+    policy.reset([0], seeds=[1])
+    first, second = act(policy, [0], [0]), act(variant, [0], [4], executed=4)
+    alone = make_policy(PLANNER).varied(planner=PLANNER, num_steps=5)
+    alone.reset([0], seeds=[1])
+    act(alone, [0], [0])
+    assert torch.equal(act(alone, [0], [4], executed=4).actions, second.actions)
+    assert not torch.equal(first.actions, second.actions)
+    variant.forget([0, 7])
+    with pytest.raises(ValueError, match="no episode"):
+        act(policy, [0], [4])
 
 
 @pytest.mark.parametrize("planner", [None, PLANNER])

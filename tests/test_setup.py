@@ -28,7 +28,7 @@ case "$*" in
     *OSMesa*) [ -e "$MACHINE/libosmesa6" ] ;;
     --version) [ -e "$MACHINE/old-python" ] && echo Python 3.9.2 || echo Python 3.11.2 ;;
     "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-    "-m pip --version" | "-c import wamkit") ;;
+    "-m pip --version" | "-c import wamkit, wamkit_client") ;;
     "-m pip install -e"*)
         [ ! -e "$MACHINE/killed" ] || kill -KILL "$PPID" "$$"
         [ ! -e "$MACHINE/no-network" ] || { echo "pip: no network" >&2; exit 1; } ;;
@@ -83,7 +83,8 @@ class Machine:
 @pytest.fixture
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     (tmp_path / "project" / "runs").mkdir(parents=True)
-    for name in ("runs/setup.sh", "pyproject.toml", "constraints.txt"):
+    for name in ("runs/setup.sh", "pyproject.toml", "packages/wamkit-client/pyproject.toml", "constraints.txt"):
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "project" / name)
     (tmp_path / "bin").mkdir()
     for tool in (*TOOLS, "cp", "uname"):

@@ -5,9 +5,10 @@ Nothing here knows a family: a family encodes frames, opens a control step and d
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,21 @@ class Transforms:
             raise ValueError(f"expected the statistics of {'; '.join(differ)}")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a policy decided, with what goes with it still to be imagined, by whoever has time for it.
+
+    Args:
+        chunk: the actions, and the values when asked for.
+        imagine: imagines what `act(…, record=True)` would have given beside the same actions. It holds what the step
+            was decided on, so let go of it soon.
+    """
+
+    chunk: ActionChunk
+    imagine: Callable[[], Imagined]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Slot:
     """One robot's episode."""
 
@@ -100,6 +115,18 @@ class _Slot:
     seed: int
     calls: int = 0
     searched: Distributions | None = None  # where the last call's search ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A control step that is planned and not decoded yet."""
+
+    slots: dict[int, _Slot]  # as they are when it succeeds
+    control: Decoder
+    draws: SeededDraws
+    chosen: Plan | None
+    state: Tensor
+    timing: dict[str, float]
 
 
 class Policy:
@@ -163,6 +190,50 @@ class Policy:
             memory = ObservationMemory(self.spec.num_context, self.memory_threshold)
             self._slots[slot] = _Slot(memory=memory, seed=seed)
 
+    def forget(self, slots: Sequence[int]) -> None:
+        """End the episode of each slot; slots without one are left alone."""
+        for slot in slots:
+            self._slots.pop(slot, None)
+
+    @torch.inference_mode()
+    def remember(self, slots: Sequence[int], *, video: UInt8[Tensor, "b v h w c"], executed: Sequence[int]) -> None:
+        """Take frames into the slots' memories without acting, as when a robot tells what happened in between.
+
+        Args:
+            slots: each was `reset` before.
+            video: newest frame of every camera, in the spec's camera order.
+            executed: actions executed since what the slot remembers last.
+
+        Raises:
+            ValueError: a slot that was never reset, or frames that do not fit the spec.
+        """
+        state = torch.zeros(len(slots), len(self.spec.robot.state))
+        self._check(slots, video, state, [""] * len(slots), executed)
+        frames = self.model.encode_frames(self.seen(video[:, :, None].to(self._device())))
+        for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
+            before = self._slots[slot]
+            self._slots[slot] = dataclasses.replace(before, memory=before.memory.added(frames[row, :, :, 0], count))
+
+    def varied(self, *, planner: PlannerConfig | None, num_steps: int) -> Policy:
+        """The same policy, with the same robots in its slots, that plans or decodes in another way.
+
+        Raises:
+            ValueError: see `Policy`.
+        """
+        policy = Policy(
+            self.model,
+            self.spec,
+            self.transforms,
+            planner=planner,
+            num_steps=num_steps,
+            memory_threshold=self.memory_threshold,
+            video_guidance=self.video_guidance,
+            max_rows=self.max_rows,
+            fingerprint=self.fingerprint,
+        )
+        policy._slots = self._slots
+        return policy
+
     @torch.inference_mode()
     def act(
         self,
@@ -185,29 +256,90 @@ class Policy:
             record: also return what was imagined.
 
         Raises:
-            ValueError: a slot that was never reset, or inputs that do not fit the spec.
+            ValueError: a slot that was never reset, or inputs that do not fit the spec. As after every error, the
+                slots are as before the call.
         """
+        step = self._begin(slots, video, state, task, executed)
+        return self._finish(step, imagine=record)
+
+    @torch.inference_mode()
+    def decide(
+        self,
+        slots: Sequence[int],
+        *,
+        video: UInt8[Tensor, "b v h w c"],
+        state: Float[Tensor, "b s"],
+        task: list[str],
+        executed: Sequence[int],
+        value: bool = False,
+    ) -> Decision:
+        """`act`, for robots that cannot wait until what goes with the actions is imagined.
+
+        Args:
+            slots: see `act`, as all but the last.
+            video: see `act`.
+            state: see `act`.
+            task: see `act`.
+            executed: see `act`.
+            value: also give the values, where the policy has them.
+
+        Raises:
+            ValueError: see `act`.
+        """
+        step = self._begin(slots, video, state, task, executed)
+        chunk = self._finish(step, value=value)
+        return Decision(chunk=chunk, imagine=lambda: self._imagine(step))
+
+    def _begin(
+        self, slots: Sequence[int], video: Tensor, state: Tensor, task: Sequence[str], executed: Sequence[int]
+    ) -> _Step:
+        """Encode, remember and plan, with the slots as they were."""
         self._check(slots, video, state, task, executed)
         device = self._device()
         started = clock(device)
         frames = self.model.encode_frames(self.seen(video[:, :, None].to(device)))
-        for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
-            self._slots[slot].memory.add(frames[row, :, :, 0], count)
-        memory = torch.stack([self._slots[slot].memory.stack(dim=2) for slot in slots])
-        control = self._open(memory, state, task)
-        draws = SeededDraws(keys=[(self._slots[slot].seed, self._slots[slot].calls) for slot in slots], device=device)
+        before = [self._slots[slot] for slot in slots]
+        memories = [
+            slot.memory.added(frames[row, :, :, 0], executed[row])  # newest frame, without its time axis
+            for row, slot in enumerate(before)
+        ]
+        control = self._open(torch.stack([memory.stack(dim=2) for memory in memories]), state, task)
+        draws = SeededDraws(keys=[(slot.seed, slot.calls) for slot in before], device=device)
         encoded = clock(device)
-        chosen = self._plan(control, draws, [self._slots[slot].searched for slot in slots])
-        planned = clock(device)
-        sampled = control.sample(draws, chosen, imagine=record, guidance=self.video_guidance)
-        actions = self.transforms.action.denormalize(sampled.actions, state.to(device)).cpu()
-        decoded = clock(device)
-        for row, slot in enumerate(slots):
-            self._slots[slot].calls += 1
+        chosen = self._plan(control, draws, [slot.searched for slot in before])
+        after = []
+        for row, (slot, memory) in enumerate(zip(before, memories, strict=True)):
+            searched = slot.searched
             if chosen is not None and self.planner is not None and self.planner.warm_start:
-                self._slots[slot].searched = chosen.distributions.row(row)
-        timing = {"encode": encoded - started, "plan": planned - encoded, "act": decoded - planned}
-        return ActionChunk(actions=actions, imagined=self._imagined(sampled, chosen) if record else None, timing=timing)
+                searched = chosen.distributions.row(row)
+            after.append(_Slot(memory=memory, seed=slot.seed, calls=slot.calls + 1, searched=searched))
+        timing = {"encode": encoded - started, "plan": clock(device) - encoded}
+        return _Step(
+            slots=dict(zip(slots, after, strict=True)),
+            control=control,
+            draws=draws,
+            chosen=chosen,
+            state=state.to(device),
+            timing=timing,
+        )
+
+    def _finish(self, step: _Step, *, value: bool = False, imagine: bool = False) -> ActionChunk:
+        """Decode the actions, and with them the step into the slots."""
+        device = self._device()
+        planned = clock(device)
+        sampled = step.control.sample(
+            step.draws, step.chosen, value=value, imagine=imagine, guidance=self.video_guidance
+        )
+        actions = self.transforms.action.denormalize(sampled.actions, step.state).cpu()
+        timing = {**step.timing, "act": clock(device) - planned}
+        imagined = self._imagined(sampled, step.chosen) if value or imagine else None
+        self._slots.update(step.slots)
+        return ActionChunk(actions=actions, imagined=imagined, timing=timing)
+
+    @torch.inference_mode()
+    def _imagine(self, step: _Step) -> Imagined:
+        sampled = step.control.sample(step.draws, step.chosen, imagine=True, guidance=self.video_guidance)
+        return self._imagined(sampled, step.chosen)
 
     @torch.inference_mode()
     def predict(self, observation: Observation, *, keys: Sequence[tuple[int, ...]]) -> Prediction:

@@ -52,6 +52,12 @@ class Imagined:
     value: Float[Tensor, "b p"] | None = None
     scores: Float[Tensor, "b i m"] | None = None
 
+    def row(self, index: int) -> Imagined:
+        """What was imagined for one robot, as a batch of one."""
+        part = slice(index, index + 1)
+        rows = {key: tensor[part] for key in ("video", "value", "scores") if (tensor := getattr(self, key)) is not None}
+        return dataclasses.replace(self, **rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActionChunk:
@@ -206,12 +212,19 @@ class Prediction:
 class Decoder(Protocol):
     """One control step of a model: observations encoded, nothing drawn yet.
 
-    A planner may choose the initial noise; families without latent noise to choose ignore `chosen`. With `imagine`,
-    values and future frames are sampled too, the frames with classifier-free `guidance` by the sentence.
+    A planner may choose the initial noise; families without latent noise to choose ignore `chosen`. With `value`,
+    values are sampled too, where the family has them. With `imagine`, values and future frames are, the frames with
+    classifier-free `guidance` by the sentence. Neither changes the actions.
     """
 
     def sample(
-        self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False, guidance: float = 1.0
+        self,
+        draws: Draws,
+        chosen: ChosenNoise | None = None,
+        *,
+        value: bool = False,
+        imagine: bool = False,
+        guidance: float = 1.0,
     ) -> Sampled: ...
 
 

@@ -58,7 +58,7 @@ def chunk_rows(length: int, spec: PolicySpec, protocol: OpenLoopProtocol) -> lis
     memory = ObservationMemory(spec.num_context, protocol.memory_threshold)
     chunks: list[ChunkRows] = []
     for current in range(0, length - protocol.action_offset, protocol.execution_horizon):
-        memory.add(torch.tensor(current), protocol.execution_horizon if chunks else 0)
+        memory = memory.added(torch.tensor(current), protocol.execution_horizon if chunks else 0)
         chunks.append(
             ChunkRows(
                 context=memory.stack(dim=0).numpy(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from wamkit.typed import check_fields, check_least
 
@@ -101,6 +102,22 @@ def _ceil(number: float) -> int:
     return math.ceil(round(number, 9))  # 0.07 * 100 is 7.000000000000001
 
 
+def with_explore_config(planner: PlannerConfig, settings: Mapping[str, Any]) -> PlannerConfig:
+    """A planner with some of the seven numbers changed that WAV's files and requests call `explore_config`.
+
+    Args:
+        planner: what holds for the others.
+        settings: by WAV's names.
+
+    Raises:
+        ValueError: an unknown name, or a number of another type or out of range.
+    """
+    unknown = sorted(f"{key}"[:40] for key in settings if key not in EXPLORE_CONFIG)
+    if unknown:
+        raise ValueError(f"expected settings among {', '.join(EXPLORE_CONFIG)}, got {', '.join(unknown[:8])}")
+    return replace(planner, **{name: value for key, value in settings.items() for name in EXPLORE_CONFIG[key]})
+
+
 WAV = PlannerConfig()
 REFERENCE = PlannerConfig(
     iterations=5,
@@ -111,5 +128,16 @@ REFERENCE = PlannerConfig(
     pairing="reference",
 )
 SHRINK_ONLY = PlannerConfig(random_scores=True)
+
+EXPLORE_CONFIG: dict[str, tuple[str, ...]] = {
+    "explore_steps": ("iterations",),
+    "dynamic_groups": ("num_videos",),
+    "value_groups": ("num_values",),
+    "sigma_decay": ("std_decay",),
+    "alpha_smooth": ("keep_mean", "keep_std"),
+    "value_elites": ("value_elites",),
+    "dynamic_elites": ("video_elites",),
+}
+"""WAV's name of a setting -> ours."""
 
 PRESETS: dict[str, PlannerConfig] = {"wav": WAV, "reference": REFERENCE, "shrink_only": SHRINK_ONLY}

@@ -20,7 +20,7 @@ from wamkit.models.wav import objective as wav
 from wamkit.models.wav.config import CodecConfig, ExpertConfig, NetworkConfig, WAVConfig
 from wamkit.models.wav.load_policy import Profile
 from wamkit.models.wav.objective import FlowWeighting, WAVObjective
-from wamkit.planning.config import PlannerConfig
+from wamkit.planning.config import EXPLORE_CONFIG, PlannerConfig, with_explore_config
 from wamkit.recipes.run import DataConfig, InitialWeights, Run
 from wamkit.training.stage import TrainStage
 
@@ -379,15 +379,8 @@ def _planner(settings: _Settings) -> PlannerConfig | None:
             raise ValueError(f"{settings.where}: exploration: true needs an explore_config with its seven numbers")
         return None
     found = settings.part("explore_config")
-    keep = found.need("alpha_smooth", 0.9)
-    planner = PlannerConfig(
-        iterations=found.need("explore_steps", 1),
-        num_videos=found.need("dynamic_groups", 1),
-        num_values=found.need("value_groups", 1),
-        std_decay=found.need("sigma_decay", 0.5),
-        keep_mean=keep,
-        keep_std=keep,
-        value_elites=found.need("value_elites", 0.1),
-        video_elites=found.need("dynamic_elites", 0.9),
+    types = {"explore_steps": 1, "dynamic_groups": 1, "value_groups": 1}  # whole numbers; the others are fractions
+    planner = with_explore_config(
+        PlannerConfig(), {key: found.need(key, types.get(key, 0.5)) for key in EXPLORE_CONFIG}
     )
     return planner if wanted else None

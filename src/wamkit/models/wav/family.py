@@ -397,14 +397,21 @@ class WAVControl(ControlStep):
 
     @torch.no_grad()
     def sample(
-        self, draws: Draws, chosen: ChosenNoise | None = None, *, imagine: bool = False, guidance: float = 1.0
+        self,
+        draws: Draws,
+        chosen: ChosenNoise | None = None,
+        *,
+        value: bool = False,
+        imagine: bool = False,
+        guidance: float = 1.0,
     ) -> Sampled:
         """Decode one chunk, from drawn noise or from the noise a planner chose.
 
         Args:
             draws: streams `video`, `value` (unless chosen) and `action`.
             chosen: initial latents and value noise.
-            imagine: also denoise the value properly and the future video, from the same noise.
+            value: also denoise the value properly, from the same noise.
+            imagine: the same, and the future video too.
             guidance: of the imagined video by the sentence, see `ControlStep.imagine`; actions and value know none.
         """
         views, channels, frames, height, width = self.video_shape
@@ -421,12 +428,12 @@ class WAVControl(ControlStep):
             video,
             action_noise=action_noise,
             value_noise=value_noise,
-            with_value=imagine and has_value,
+            with_value=(value or imagine) and has_value,
             features=None if chosen is None else chosen.features,
         )
         actions = decoded.actions[..., : self.model.config.action_dim]
         if not imagine:
-            return Sampled(actions=actions)
+            return Sampled(actions=actions, value=decoded.value)
         states = decoded.actions[..., self.model.config.action_dim :]
         empty = self.model.read_tasks([""]) if guidance != 1 else None
         stride, count = self.model.config.stride, self.model.config.num_future

@@ -1,0 +1,241 @@
+"""From chunks of actions to the one action that the robot runs now.
+
+`ChunkBroker` asks when a chunk has been run: the robot waits for every answer. `RealTimeChunks` asks while the chunk
+is being run, so that the next one is there in time.
+
+Source: the broker of openpi's client; real-time chunking (Black, Galliker and Levine 2025, arXiv 2506.07339), whose
+    setting it is: what runs while the answer is computed is settled, and the new chunk continues it.
+Differs: the seam is blended here instead of inpainted by the denoiser, so that it works with every policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["ChunkBroker", "ChunkCounts", "RealTimeChunks"]
+
+
+class Infers(Protocol):
+    """What answers an observation with `actions` `[T, a]`; `Client`, or anything alike."""
+
+    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]: ...
+
+
+@dataclass
+class ChunkCounts:
+    """What a broker has done since its last reset.
+
+    Args:
+        steps: actions given.
+        requests: observations sent.
+        waits: steps for whose action the robot had to wait.
+        waited_s: for how long in all.
+        dropped: actions that came too late to be run.
+    """
+
+    steps: int = 0
+    requests: int = 0
+    waits: int = 0
+    waited_s: float = 0.0
+    dropped: int = 0
+
+
+class ChunkBroker:
+    """One action at a time; a new chunk is asked for when `execution_horizon` actions of the last one were given.
+
+    Args:
+        client: answers observations.
+        execution_horizon: actions of each chunk to run; by default what the server's metadata says.
+
+    Raises:
+        ValueError: a horizon below 1, or none at all.
+    """
+
+    def __init__(self, client: Infers, *, execution_horizon: int | None = None) -> None:
+        self.client = client
+        self.execution_horizon = _horizon(client, execution_horizon)
+        self.counts = ChunkCounts()
+        self.last: Mapping[str, Any] = {}
+        self._actions: np.ndarray[Any, Any] = np.zeros((0, 0))
+        self._next = 0
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+        """The action `[a]` to run now.
+
+        Args:
+            observation: what the robot sees now; it is sent when a chunk is over, with `executed` added.
+
+        Raises:
+            What `client.infer` raises.
+        """
+        if self._next >= min(self.execution_horizon, len(self._actions)):
+            begun = time.perf_counter()
+            self.last = self.client.infer({**observation, "executed": self._next})
+            self._actions, self._next = _actions(self.last), 0
+            self.counts.requests += 1
+            self.counts.waits += 1
+            self.counts.waited_s += time.perf_counter() - begun
+        action = self._actions[self._next]
+        self._next += 1
+        self.counts.steps += 1
+        return action
+
+    def reset(self) -> None:
+        """Forget the chunk, at the start of an episode; the server is told by the client's own `reset`."""
+        self._actions, self._next = np.zeros((0, 0)), 0
+        self.counts = ChunkCounts()
+
+
+class RealTimeChunks:
+    """One action at a time; the next chunk is computed while the current one runs.
+
+    After `ask_after` actions the robot's observation is sent, and actions go on from the old chunk. When the new chunk
+    arrives, those of its actions whose time has passed are dropped: the robot has run the old chunk's in their place.
+    Over the next `blend` actions the old chunk fades out and the new one in, gripper commands excepted. The robot waits
+    only when the old chunk ends before the new one is there.
+
+    Args:
+        client: answers observations; it is asked from a thread of its own, one request at a time.
+        ask_after: actions run after an observation until the next one is sent; by default half of what the server's
+            metadata names as the execution horizon. Ask earlier when answers take longer.
+        blend: actions over which the seam is blended; 0 switches at once.
+        sudden: channels that are not blended; by default the grippers that the server's metadata names.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        client: Infers,
+        *,
+        ask_after: int | None = None,
+        blend: int = 2,
+        sudden: Sequence[int] | None = None,
+    ) -> None:
+        if ask_after is None:
+            ask_after = max(1, _horizon(client, None) // 2)
+        if ask_after < 1 or blend < 0:
+            raise ValueError(f"expected ask_after of 1 or more and blend of 0 or more, got {ask_after} and {blend}")
+        self.client = client
+        self.ask_after = ask_after
+        self.blend = blend
+        self.sudden = tuple(_metadata(client).get("gripper_channels", ()) if sudden is None else sudden)
+        self.counts = ChunkCounts()
+        self.last: Mapping[str, Any] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="chunks")
+        self._pending: Future[Mapping[str, Any]] | None = None
+        self._plan: np.ndarray[Any, Any] = np.zeros((0, 0))  # actions to come
+        self._since = 0  # actions run since the newest observation that was sent
+        self._asked_at = 0  # and how many those were when it was sent
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+        """The action `[a]` to run now; waits when there is none yet.
+
+        Args:
+            observation: what the robot sees now; it is sent when the time for that has come.
+
+        Raises:
+            What `client.infer` raises, for this observation or an earlier one.
+        """
+        action = self.poll(observation)
+        if action is not None:
+            return action
+        begun = time.perf_counter()
+        while action is None:
+            if self._pending is not None:
+                self._pending.exception()  # waits; `poll` raises it
+            action = self.poll(observation)
+        self.counts.waits += 1
+        self.counts.waited_s += time.perf_counter() - begun
+        return action
+
+    def poll(self, observation: Mapping[str, Any]) -> np.ndarray[Any, Any] | None:
+        """The action `[a]` to run now, or `None` while there is none: the robot holds still. Never waits.
+
+        Args:
+            observation: what the robot sees now; it is sent when the time for that has come.
+
+        Raises:
+            What `client.infer` raises, for an earlier observation.
+        """
+        if self._pending is not None and self._pending.done():
+            self._take(self._pending)
+        if self._pending is None and (not len(self._plan) or self._since >= self.ask_after):
+            self._ask(observation)
+        if not len(self._plan):
+            return None
+        action, self._plan = self._plan[0], self._plan[1:]
+        self._since += 1
+        self.counts.steps += 1
+        return action
+
+    def reset(self) -> None:
+        """Forget everything, at the start of an episode; waits for an answer under way and drops it."""
+        if self._pending is not None:
+            self._pending.exception()
+        self._start()
+        self.counts = ChunkCounts()
+
+    def close(self) -> None:
+        """End the thread; the client stays open."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> None:
+        self._pending = None
+        self._plan = np.zeros((0, 0))
+        self._since = self._asked_at = 0
+
+    def _ask(self, observation: Mapping[str, Any]) -> None:
+        request = {**observation, "executed": self._since}
+        self._asked_at, self._since = self._since, 0
+        self.counts.requests += 1
+        self._pending = self._worker.submit(self.client.infer, request)
+
+    def _take(self, pending: Future[Mapping[str, Any]]) -> None:
+        """Continue with a new chunk."""
+        self._pending = None
+        try:
+            self.last = pending.result()
+        except BaseException:
+            self._since += self._asked_at  # the server counts from the last request that it answered
+            raise
+        chunk = _actions(self.last)
+        self.counts.dropped += min(self._since, len(chunk))
+        new, old = chunk[self._since :], self._plan
+        count = min(self.blend, len(old), len(new))
+        if count:
+            share = (np.arange(1, count + 1) / (count + 1))[:, None]
+            seam = (1 - share) * old[:count] + share * new[:count]
+            seam[:, list(self.sudden)] = new[:count, list(self.sudden)]
+            new = np.concatenate((seam.astype(new.dtype), new[count:]))
+        self._plan = new
+
+
+def _actions(reply: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    actions = np.asarray(reply.get("actions"))
+    if actions.ndim != 2 or not len(actions):
+        raise ValueError(
+            f"expected 'actions' of shape (steps, channels) in the server's answer, got {sorted(map(str, reply))}"
+        )
+    return actions
+
+
+def _metadata(client: Any) -> Mapping[str, Any]:
+    metadata = getattr(client, "metadata", {})
+    return metadata if isinstance(metadata, Mapping) else {}
+
+
+def _horizon(client: Any, given: int | None) -> int:
+    horizon = _metadata(client).get("execution_horizon") if given is None else given
+    if not isinstance(horizon, int):
+        raise ValueError("the server does not say how many actions of a chunk to run; name execution_horizon")
+    if horizon < 1:
+        raise ValueError(f"expected execution_horizon of 1 or more, got {horizon}")
+    return horizon

@@ -1,0 +1,1 @@
+"""A policy as a server that robots already speak to."""

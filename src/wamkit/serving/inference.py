@@ -1,0 +1,403 @@
+"""Where a served policy computes: one thread of its own, which shares calls among the robots that wait.
+
+The event loop never computes and the thread never waits for a connection, so a slow policy cannot keep a connection
+from being answered, nor a slow connection the policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from wamkit_client.errors import Busy, DeadlineMissed, NotReady, ServerError
+
+from wamkit.batching import ExactBatches
+from wamkit.policy import Decision, Policy
+from wamkit.serving.requests import Settings
+from wamkit.types import Imagined
+
+logger = logging.getLogger(__name__)
+
+NUM_VARIANTS = 8  # settings that robots ask for, kept with what was found out about batches under them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How calls are shared.
+
+    Args:
+        max_batch: robots in one call of the policy; 1 shares none.
+        max_wait_s: how long a call waits for company, and only for robots that have asked before.
+        exact: share calls only where every robot gets what it would get alone, bit for bit.
+        max_waiting: calls that may wait; further ones are told that the server is busy.
+    """
+
+    max_batch: int = 8
+    max_wait_s: float = 0.002
+    exact: bool = False
+    max_waiting: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.max_waiting < 1 or not 0 <= self.max_wait_s <= 1:
+            raise ValueError(
+                "expected max_batch and max_waiting of 1 or more and max_wait_s of 0 to 1 second, got "
+                f"{self.max_batch}, {self.max_waiting} and {self.max_wait_s}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the policy gave one robot.
+
+    Args:
+        actions: physical units.
+        imagined: values, frames and scores, as far as they were asked for.
+        timing: seconds by phase of the whole call.
+        waited_s: from the request's arrival to the beginning of the call.
+        computed_s: of the call.
+        batch_size: robots in it.
+    """
+
+    actions: Float32[np.ndarray, "p a"]
+    imagined: Imagined | None
+    timing: dict[str, float]
+    waited_s: float
+    computed_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one robot asks of the policy.
+
+    Args:
+        slot: its own in the policy.
+        video: newest frame of every camera.
+        state: physical units.
+        task: sentence.
+        executed: actions run since its previous call.
+        seed: begins an episode with this seed first; `None` goes on.
+        settings: how it decodes and plans.
+        value: whether values are wanted.
+        imagine: whether frames and scores are wanted.
+        exact: see `Batching`.
+        until: `time.monotonic()` after which beginning makes no sense.
+        remember_only: take the frame into the memory and give no actions.
+        arrived: `time.monotonic()` of the request.
+        answer: filled by the thread.
+    """
+
+    slot: int
+    video: UInt8[np.ndarray, "v h w 3"]
+    state: Float32[np.ndarray, "s"]
+    task: str
+    executed: int
+    settings: Settings
+    seed: int | None = None
+    value: bool = False
+    imagine: bool = False
+    exact: bool = False
+    until: float | None = None
+    remember_only: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+    answer: Future[Answer] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple[Settings, bool, bool, bool, bool]:
+        """Calls of one kind may share a batch."""
+        return self.settings, self.value, self.imagine, self.exact, self.remember_only
+
+
+class Inference:
+    """A policy in a thread.
+
+    Args:
+        policy: computes; nobody else may use it while this runs.
+        batching: how calls are shared.
+        settings: those of calls that ask for no other.
+        on_batch: told the size and the seconds of each call, in this thread.
+        daydream: told after an answer which call was answered and what can be imagined beside it, when nobody waits;
+            in this thread. `wants` says beforehand whether it would.
+        wants: whether a slot's next call is of interest to `daydream`; such a call gets a batch of its own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        batching: Batching,
+        settings: Settings,
+        *,
+        on_batch: Callable[[int, float], None] | None = None,
+        daydream: Callable[[Call, Decision], None] | None = None,
+        wants: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.batching = batching
+        self._policy = policy
+        self._settings = settings
+        self._on_batch = on_batch
+        self._daydream = daydream
+        self._wants = wants or (lambda slot: False)
+        self._condition = threading.Condition()
+        self._waiting: deque[Call] = deque()
+        self._forgotten: list[int] = []
+        self._robots: set[int] = set()  # slots that have asked before: whoever waits may wait for them
+        self._is_ready = False
+        self._is_stopping = False
+        self._variants: dict[Settings, tuple[Policy, ExactBatches]] = {}
+        self._next_slot = batching.max_batch  # the first ones are for trials
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls are taken: warmed up and not stopping."""
+        return self._is_ready and not self._is_stopping
+
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait."""
+        return len(self._waiting)
+
+    def new_slot(self) -> int:
+        """A slot of the policy for one robot, never used before."""
+        with self._condition:
+            self._next_slot += 1
+            return self._next_slot - 1
+
+    def forget(self, slot: int) -> None:
+        """Give a slot back."""
+        with self._condition:
+            self._robots.discard(slot)
+            self._forgotten.append(slot)
+            self._condition.notify()
+
+    def submit(self, call: Call) -> Future[Answer]:
+        """Queue a call; its answer comes in a while.
+
+        Raises:
+            NotReady: not warmed up yet, or stopping.
+            Busy: too many calls wait.
+        """
+        with self._condition:
+            if self._is_stopping:
+                raise NotReady("expected a server that runs, this one is shutting down; connect to another, or later")
+            if not self._is_ready:
+                raise NotReady(
+                    "expected a warm policy, this one still warms up; ask again when GET /healthz answers OK",
+                    retry_after_s=1.0,
+                )
+            if len(self._waiting) >= self.batching.max_waiting:
+                raise Busy(
+                    f"busy: {len(self._waiting)} requests wait already (--max-waiting); ask again in a moment",
+                    retry_after_s=0.05,
+                )
+            self._waiting.append(call)
+            self._condition.notify()
+        return call.answer
+
+    def start(self) -> None:
+        """Warm up, then take calls; returns when the first request will be fast.
+
+        Raises:
+            Whatever the policy raises.
+        """
+        self._warm_up()
+        self._is_ready = True
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._condition:
+            self._is_stopping = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _warm_up(self) -> None:
+        """Run every kind of call once: what is built, tried or allocated at first use is there afterwards."""
+        spec = self._policy.spec
+        draws = np.random.default_rng(0)
+        shape = (len(spec.robot.cameras), spec.robot.cameras[0].height, spec.robot.cameras[0].width, 3)
+        sizes = range(1, self.batching.max_batch + 1) if self.batching.exact else {1, self.batching.max_batch}
+        for size in sizes:
+            calls = [
+                Call(
+                    slot=row,
+                    video=draws.integers(0, 256, shape, np.uint8),
+                    state=np.zeros(len(spec.robot.state), np.float32),
+                    task=(spec.tasks or ("warm up",))[0],
+                    executed=0,
+                    settings=self._settings,
+                    seed=row,
+                    exact=self.batching.exact,
+                )
+                for row in range(size)
+            ]
+            self._serve(calls)
+            for call in calls:
+                call.answer.result()
+        self._policy.forget(range(self.batching.max_batch))
+
+    def _run(self) -> None:
+        while True:
+            calls = self._gather()
+            if calls is None:
+                return
+            if calls:
+                self._serve(calls)
+
+    def _gather(self) -> list[Call] | None:
+        """The calls to serve next, all of one kind; `None` at the end."""
+        with self._condition:
+            while not self._waiting and not self._forgotten and not self._is_stopping:
+                self._condition.wait()
+            if self._forgotten:
+                self._policy.forget(self._forgotten)
+                self._forgotten.clear()
+            if not self._waiting:
+                return None if self._is_stopping else []
+            first = self._waiting[0]
+            if not self._wants(first.slot):
+                self._wait_for_company(first)
+            # Nobody overtakes: a batch is what waits at the front, as far as it is of one kind.
+            calls: list[Call] = []
+            most = 1 if self._wants(first.slot) else self.batching.max_batch
+            for call in list(self._waiting):
+                if len(calls) < most and call.kind == first.kind and (not calls or not self._wants(call.slot)):
+                    calls.append(call)
+            for call in calls:
+                self._waiting.remove(call)
+            self._robots.update(call.slot for call in calls)
+        now = time.monotonic()
+        begun = []
+        for call in calls:
+            if not call.answer.set_running_or_notify_cancel():
+                continue  # its robot has left
+            if call.until is not None and now > call.until:
+                late = round(1000 * (now - call.until))
+                call.answer.set_exception(
+                    DeadlineMissed(f"deadline: its turn came {late} ms too late; ask again with a newer observation")
+                )
+                continue
+            begun.append(call)
+        return begun
+
+    def _wait_for_company(self, first: Call) -> None:
+        until = first.arrived + self.batching.max_wait_s
+        while not self._is_stopping:
+            expected = min(self.batching.max_batch, len(self._robots | {call.slot for call in self._waiting}))
+            left = until - time.monotonic()
+            if len(self._waiting) >= expected or left <= 0:
+                return
+            self._condition.wait(left)
+
+    def _serve(self, calls: list[Call]) -> None:
+        """Answer calls of one kind; one that fails fails alone."""
+        for part in self._parts(calls):
+            try:
+                self._answer(part)
+            except Exception as error:
+                if len(part) > 1:
+                    logger.warning("a call for %d robots failed (%s); each gets one of its own", len(part), error)
+                    self._serve_alone(part)
+                else:
+                    self._fail(part[0], error)
+
+    def _serve_alone(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            try:
+                self._answer([call])
+            except Exception as error:
+                self._fail(call, error)
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        if isinstance(error, ServerError):
+            call.answer.set_exception(error)
+            return
+        logger.error("a policy call failed", exc_info=error)
+        call.answer.set_exception(
+            ServerError("the policy failed on this request; the server's log says why, and other requests go on")
+        )
+
+    def _parts(self, calls: list[Call]) -> list[list[Call]]:
+        """The policy calls that some calls may share."""
+        if len(calls) == 1 or not calls[0].exact or calls[0].remember_only:
+            return [calls]
+        policy, batches = self._variant(calls[0].settings)
+        video, state, task = _stacked(calls)
+        try:
+            is_exact = batches.allows(video, state, task, calls[0].imagine)
+        except Exception as error:
+            logger.warning("a trial of sharing calls failed: %s", error)
+            is_exact = False
+        finally:
+            policy.forget(range(self.batching.max_batch))
+        return [calls] if is_exact else [[call] for call in calls]
+
+    def _variant(self, settings: Settings) -> tuple[Policy, ExactBatches]:
+        if settings not in self._variants:
+            while len(self._variants) >= NUM_VARIANTS:
+                self._variants.pop(next(iter(self._variants)))
+            policy = self._policy.varied(planner=settings.planner, num_steps=settings.num_steps)
+            trial = ExactBatches(policy=policy, first_slot=0, executed=policy.spec.execution_horizon)
+            self._variants[settings] = policy, trial
+        return self._variants[settings]
+
+    def _answer(self, calls: Sequence[Call]) -> None:
+        begun = time.monotonic()
+        policy, _ = self._variant(calls[0].settings)
+        fresh = [call for call in calls if call.seed is not None]
+        policy.reset([call.slot for call in fresh], seeds=[call.seed for call in fresh if call.seed is not None])
+        video, state, task = _stacked(calls)
+        slots, executed = [call.slot for call in calls], [call.executed for call in calls]
+        decision: Decision | None = None
+        if calls[0].remember_only:
+            policy.remember(slots, video=video, executed=executed)
+            actions = np.zeros((len(calls), 0, len(policy.spec.robot.action)), np.float32)
+            imagined, timing = None, {}
+        elif calls[0].imagine:
+            chunk = policy.act(slots, video=video, state=state, task=task, executed=executed, record=True)
+            actions, imagined, timing = chunk.actions.float().numpy(), chunk.imagined, chunk.timing
+        else:
+            decision = policy.decide(
+                slots, video=video, state=state, task=task, executed=executed, value=calls[0].value
+            )
+            chunk = decision.chunk
+            actions, imagined, timing = chunk.actions.float().numpy(), chunk.imagined, chunk.timing
+        computed = time.monotonic() - begun
+        for row, call in enumerate(calls):
+            if not np.isfinite(actions[row]).all():
+                call.answer.set_exception(
+                    ServerError(
+                        "the policy gave actions that are no finite numbers; look at its weights and statistics"
+                    )
+                )
+                continue
+            call.answer.set_result(
+                Answer(
+                    actions=actions[row],
+                    imagined=None if imagined is None else imagined.row(row),
+                    timing=dict(timing),
+                    waited_s=begun - call.arrived,
+                    computed_s=computed,
+                    batch_size=len(calls),
+                )
+            )
+        if self._on_batch is not None:
+            self._on_batch(len(calls), computed)
+        if decision is not None and self._daydream is not None and not self._waiting and self._wants(calls[0].slot):
+            self._daydream(calls[0], decision)
+
+
+def _stacked(calls: Sequence[Call]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Copies, since what came over the wire may not be written to."""
+    video = torch.from_numpy(np.stack([call.video for call in calls]))
+    state = torch.from_numpy(np.stack([call.state for call in calls]))
+    return video, state, [call.task for call in calls]
