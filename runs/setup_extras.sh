@@ -3,9 +3,10 @@
 #
 #   bash runs/setup_extras.sh libero         LIBERO's code (its scene assets are a download of their own, see README)
 #   bash runs/setup_extras.sh libero ray     and Ray, for simulators on several machines
+#   bash runs/setup_extras.sh clients        clients of other projects, with which the server is tested
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+[ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 bash runs/setup.sh
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -35,8 +36,13 @@ for extra in "$@"; do
         ray)
             is_there ray || .venv/bin/python -m pip install -e ".[ray]" -c constraints.txt </dev/null >&2
             ;;
+        clients)
+            # Without their own requirements: openpi's wants numpy below 2, and all that either needs here is there.
+            packages=(openpi-client==0.1.1 vla-eval==0.8.0)
+            is_there "${packages[@]}" || .venv/bin/python -m pip install --no-deps "${packages[@]}" </dev/null >&2
+            ;;
         *)
-            printf 'expected libero or ray, got %s\n' "$extra" >&2
+            printf 'expected libero, ray or clients, got %s\n' "$extra" >&2
             exit 2
             ;;
     esac

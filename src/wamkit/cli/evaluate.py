@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,8 +29,9 @@ from wamkit.versions import SIMULATORS, installed_versions
 if TYPE_CHECKING:
     from wamkit.evaluation.closed_loop import PoolMaker
     from wamkit.evaluation.protocol import Protocol
-    from wamkit.evaluation.results import Results, TaskScore
+    from wamkit.evaluation.results import PolicyIdentity, Results, TaskScore
     from wamkit.spec import RobotSpec
+    from wamkit.types import ActingPolicy
 
 Batching = Literal["exact", "free"]  # as `wamkit.batching`, which loads torch
 
@@ -41,8 +42,13 @@ logger = logging.getLogger(__name__)
 class Options:
     """Options of `wamkit evaluate`."""
 
-    policy: Annotated[Path, tyro.conf.Positional]
-    """Policy folder, or a training checkpoint."""
+    policy: Annotated[Path | None, tyro.conf.Positional] = None
+    """Policy folder, or a training checkpoint; or name a --server."""
+    server: str | None = None
+    """Evaluate the policy that `wamkit serve` serves at this address, for instance ws://localhost:8000; it gives the
+    actions that the same policy gives in this process. How it runs was said where it was started."""
+    token_file: Path | None = None
+    """File with the server's token; the environment variable WAMKIT_TOKEN does the same."""
     output: Path
     """Folder of the evaluation: made, or continued."""
     protocol: str = "metaworld/v1"
@@ -114,23 +120,22 @@ def run(options: Options) -> int:
     options.running.check()
     require_evaluation_folder(options.output)
 
-    from wamkit.checkpoint import read_policy
+    with contextlib.ExitStack() as stack:
+        chosen = _served(options, stack) if options.server is not None else _loaded(options)
+        factory = make_factory(protocol, chosen.robot)
+        protocol.require_robot(chosen.robot)
 
-    files = read_policy(options.policy)
-    factory = make_factory(protocol, files.spec.robot)
-    protocol.require_robot(files.spec.robot)
+        from wamkit.evaluation.closed_loop import evaluate
 
-    from wamkit.evaluation.closed_loop import evaluate
-
-    policy = options.running.load(options.policy, memory_threshold=options.memory_threshold)
-    warn_about_tasks(policy.spec.tasks, protocol.choose(options.tasks), suite_sentences(protocol.suite))
-    warn_about_versions(files.training.get("versions", {}), installed_versions(SIMULATORS))
-    with _telling_how_to_go_on(is_fresh=options.fresh):
+        policy, identity = chosen.load()
+        warn_about_tasks(policy.spec.tasks, protocol.choose(options.tasks), suite_sentences(protocol.suite))
+        warn_about_versions(chosen.versions, installed_versions(SIMULATORS))
+        stack.enter_context(_telling_how_to_go_on(is_fresh=options.fresh))
         results = evaluate(
             policy,
             protocol,
             factory,
-            identity=options.running.identity(options.policy, policy, memory_threshold=options.memory_threshold),
+            identity=identity,
             out=options.output,
             tasks=options.tasks,
             episodes=options.episodes,
@@ -147,6 +152,57 @@ def run(options: Options) -> int:
         print(_table(results, protocol.rules))
         print(f"results are in {options.output}")
     return 1 if results.overall.errors else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The policy to evaluate, before anything heavy is loaded.
+
+    Args:
+        robot: that it was trained on.
+        versions: of the packages beside which it was trained, as far as known.
+        load: gives it, and its name for results.
+    """
+
+    robot: RobotSpec
+    versions: Mapping[str, str]
+    load: Callable[[], tuple[ActingPolicy, PolicyIdentity]]
+
+
+def _loaded(options: Options) -> _Chosen:
+    """The policy of a folder."""
+    from wamkit.checkpoint import read_policy
+
+    folder = options.policy
+    if folder is None:
+        raise ValueError("expected a policy folder, or --server with the address of a server, got neither; name one")
+    files = read_policy(folder)
+
+    def load() -> tuple[ActingPolicy, PolicyIdentity]:
+        settings = {"memory_threshold": options.memory_threshold}
+        policy = options.running.load(folder, **settings)
+        return policy, options.running.identity(folder, policy, **settings)
+
+    return _Chosen(robot=files.spec.robot, versions=files.training.get("versions", {}), load=load)
+
+
+def _served(options: Options, stack: contextlib.ExitStack) -> _Chosen:
+    """The policy of a server."""
+    from wamkit.cli.token import read_token
+    from wamkit.evaluation.results import PolicyIdentity
+    from wamkit.serving.remote import RemotePolicy
+
+    if options.policy is not None:
+        raise ValueError(f"expected a policy folder or --server, got both; leave out {options.policy} or --server")
+    if options.running != PolicyOptions() or options.memory_threshold != 1:
+        raise ValueError(
+            "how a served policy runs (planner, steps, device, memory) is said where it is served; give these options "
+            "to wamkit serve"
+        )
+    policy = RemotePolicy(options.server or "", token=read_token(options.token_file))
+    stack.callback(policy.close)
+    identity = PolicyIdentity(**policy.metadata["identity"])
+    return _Chosen(robot=policy.spec.robot, versions={}, load=lambda: (policy, identity))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ history. The port opens when the policy is warm. Stop with Ctrl-C or SIGTERM: ro
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from wamkit.cli.policy import PolicyOptions
+from wamkit.cli.token import read_token
 
 if TYPE_CHECKING:
     from wamkit.serving.config import ServerConfig
     from wamkit.serving.http import Part
     from wamkit.spec import PolicySpec
-
-TOKEN_VARIABLE = "WAMKIT_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +134,7 @@ def make_config(options: Options) -> ServerConfig:
     return ServerConfig(
         host=options.host,
         port=options.port,
-        token=_token(options.token_file),
+        token=read_token(options.token_file),
         certificate=options.certificate,
         key=options.key,
         max_message_bytes=None if options.max_message_mb is None else round(options.max_message_mb * 2**20),
@@ -194,11 +192,3 @@ def make_parts(given: tuple[str, ...], spec: PolicySpec) -> tuple[Part, ...]:
             raise ValueError(f"expected --part as NAME=CAMERA:HEIGHTxWIDTH, got {text!r}")
         parts.append(Part(name=name, camera=camera, height=int(height), width=int(width)))
     return tuple(parts) or default_parts(spec)
-
-
-def _token(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file with a token at {path}, found none; write one there")
-    return path.read_text(encoding="utf-8").strip()

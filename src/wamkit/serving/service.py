@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -62,6 +62,7 @@ class Reply:
         return reply
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who looks at what robots and policy do; told in the event loop."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class Client:
         self._beginning: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._is_closed = False
+        self._ending = contextlib.ExitStack()  # of the connection
         self._connection: ClientConnection | None = self._connect()
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,9 +92,7 @@ class Client:
     def close(self) -> None:
         """Leave; the server forgets the episode."""
         self._is_closed = True
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._drop()
 
     def __enter__(self) -> Client:
         return self
@@ -141,22 +141,23 @@ class Client:
         return self._connection
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = None
+        self._ending.close()
 
     def _connect(self) -> ClientConnection:
         until = time.monotonic() + self.reconnect_s
         for pause in wire.pauses():
             try:
-                connection = connect(
-                    self.url,
-                    compression=None,
-                    max_size=None,
-                    additional_headers=self._headers,
-                    ssl=self._ssl,
-                    open_timeout=max(5.0, self.reconnect_s),
-                    close_timeout=1.0,
+                connection = self._ending.enter_context(
+                    connect(
+                        self.url,
+                        compression=None,
+                        max_size=None,
+                        additional_headers=self._headers,
+                        ssl=self._ssl,
+                        open_timeout=max(5.0, self.reconnect_s),
+                        close_timeout=1.0,
+                    )
                 )
             except InvalidHandshake as error:
                 if wire.is_final(error) or time.monotonic() + pause > until:
@@ -168,7 +169,7 @@ class Client:
                 try:
                     self.metadata = wire.read(connection.recv(timeout=self.timeout_s))
                 except BaseException:
-                    connection.close()
+                    self._ending.close()
                     raise
                 return connection
             time.sleep(pause)
