@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from wamkit.typed import check_fields, check_least
+from wamkit.typed import check_fields, check_least, read_fields
 
 Score = Literal["snr", "mean", "lcb", "last"]
 Pairing = Literal["matched", "reference"]
@@ -115,7 +115,8 @@ def with_explore_config(planner: PlannerConfig, settings: Mapping[str, Any]) -> 
     unknown = sorted(f"{key}"[:40] for key in settings if key not in EXPLORE_CONFIG)
     if unknown:
         raise ValueError(f"expected settings among {', '.join(EXPLORE_CONFIG)}, got {', '.join(unknown[:8])}")
-    return replace(planner, **{name: value for key, value in settings.items() for name in EXPLORE_CONFIG[key]})
+    changed = {name: value for key, value in settings.items() for name in EXPLORE_CONFIG[key]}
+    return read_fields(PlannerConfig, {**asdict(planner), **changed}, "planner")
 
 
 WAV = PlannerConfig()

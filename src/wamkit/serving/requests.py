@@ -207,16 +207,16 @@ class RequestReader:
             if told is not None and list(_sequence(told, "cameras")) != list(names):
                 raise BadRequest(f"expected 'obs' with cameras in the order {list(names)}, got {_shown(told)}")
             return self._stacked(message["obs"])
-        named = {key: value for key, value in message.items() if key in self.cameras}
+        named = [(key, value) for key, value in message.items() if key in self.cameras]
         images = message.get("images")
         if images is not None:
             if not isinstance(images, Mapping):
                 raise BadRequest(f"expected 'images' as a map from camera to array, got {_kind(images)}")
-            named |= {f"{key}": value for key, value in images.items()}
+            named += [(f"{key}", value) for key, value in images.items()]
         if not named:
             return None
         found: dict[str, Any] = {}
-        for key, image in named.items():
+        for key, image in named:
             camera = self.cameras.get(key)
             if camera is None or camera in found:
                 what = "an unknown camera" if camera is None else f"two images of camera {camera!r}"
