@@ -56,7 +56,8 @@ async def converse(websocket: WebSocket, channel: Channel, service: Service) -> 
                 reply = ("error", {"error": str(error), "kind": error.kind})
             if reply is not None:
                 kind, payload = reply
-                await channel.send(pack({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}))
+                told = {"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}
+                await channel.send(pack(told, text_keys=True))
     except Left:
         pass
     finally:

@@ -44,17 +44,18 @@ class ReadLimits:
     max_dims: int = 8
 
 
-def pack(message: Any) -> bytes:
+def pack(message: Any, *, text_keys: bool = False) -> bytes:
     """Bytes of a message.
 
     Args:
         message: maps, lists, text, bytes, numbers, and numpy arrays and scalars of booleans, integers and floats.
+        text_keys: mark arrays with text, as vla-eval does, instead of bytes.
 
     Raises:
         MessageError: an object of another kind.
     """
     try:
-        packed: bytes = msgpack.packb(message, default=_encode, use_bin_type=True)
+        packed: bytes = msgpack.packb(message, default=_encode_text if text_keys else _encode, use_bin_type=True)
     except (TypeError, OverflowError, ValueError) as error:
         if isinstance(error, MessageError):
             raise
@@ -130,6 +131,10 @@ def _encode(item: Any) -> Any:
         _check_kind(item.dtype)
         return {_SCALAR: True, _DATA: item.item(), _KIND: item.dtype.str}
     raise MessageError(f"expected maps, lists, text, numbers and arrays, got {type(item).__name__}; convert it first")
+
+
+def _encode_text(item: Any) -> Any:
+    return {key.decode(): value for key, value in _encode(item).items()}
 
 
 def _check_kind(dtype: np.dtype[Any]) -> None:
