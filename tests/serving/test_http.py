@@ -129,9 +129,9 @@ def test_wavs_parts_are_expected_of_three_cameras() -> None:
         ("left_hand", "hand_left", 240, 320),
         ("right_hand", "hand_right", 240, 320),
     ]
-    with pytest.raises(ValueError, match=r"one part of /predict's form for each of the cameras \['front', 'wrist'\]"):
-        with serving(parts=parts):
-            pass
+    told = r"one part of /predict's form for each of the cameras \['front', 'wrist'\]"
+    with pytest.raises(ValueError, match=told), serving(parts=parts):
+        pass
 
 
 def test_reset_begins_an_episode(server: Server) -> None:
