@@ -178,7 +178,7 @@ def test_tls(tmp_path: Path) -> None:
         with pytest.raises(ConnectionLost, match="certificate"):
             Client(server.url, reconnect_s=0)
     with (
-        pytest.raises(ValueError, match="a PEM certificate at .* and its key"),
+        pytest.raises(ValueError, match=r"a PEM certificate at .* and its key"),
         serving(certificate=key, key=certificate),
     ):
         pass
