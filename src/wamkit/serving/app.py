@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 Converse = Callable[[WebSocket, Channel, Service], Awaitable[None]]
 
-_OPEN_TO_ALL: Final = ("/healthz", "/health", "/", "/page/live.js", "/page/live.css")
+_OPEN_TO_ALL: Final = ("/healthz", "/health", "/", "/page/live.js", "/page/charts.js", "/page/live.css")
 """Over HTTP these tell nothing of robots, so they need no token."""
-_PAGE: Final = {"live.js": "text/javascript", "live.css": "text/css"}
+_PAGE: Final = {"live.js": "text/javascript", "charts.js": "text/javascript", "live.css": "text/css"}
 _CONTENT_POLICY: Final = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 
 
@@ -178,9 +178,15 @@ class App:
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
     async def _live(self, request: HttpRequest) -> Response:
-        name = request.query_params.get("session")
-        state = self.live.look(name, self.service.metadata(), self.service.inference.num_waiting)
-        return JSONResponse(state, headers={"Cache-Control": "no-store"})
+        query, num_waiting = request.query_params, self.service.inference.num_waiting
+
+        def look() -> Response:
+            state = self.live.look(
+                query.get("session"), num_waiting=num_waiting, observed=query.get("observed"), film=query.get("film")
+            )
+            return JSONResponse(state, headers={"Cache-Control": "no-store"})
+
+        return await asyncio.to_thread(look)  # encoding pictures takes a while
 
     async def _page(self, request: HttpRequest) -> Response:
         name = request.path_params.get("name", "index.html")

@@ -392,8 +392,17 @@ class Inference:
             )
         if self._on_batch is not None:
             self._on_batch(len(calls), computed)
-        if decision is not None and self._daydream is not None and not self._waiting and self._wants(calls[0].slot):
-            self._daydream(calls[0], decision)
+        if decision is not None and len(calls) == 1 and not self._waiting and self._wants(calls[0].slot):
+            self._dream(calls[0], decision)
+
+    def _dream(self, call: Call, decision: Decision) -> None:
+        """Imagine for whoever looks; its robot has been answered, so a failure is nobody's."""
+        if self._daydream is None:
+            return
+        try:
+            self._daydream(call, decision)
+        except Exception:
+            logger.exception("imagining for the live page failed; robots are served all the same")
 
 
 def _stacked(calls: Sequence[Call]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

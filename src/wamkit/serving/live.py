@@ -1,21 +1,24 @@
 """What the live page shows: who is connected, how fast the answers are, and what the policy saw and imagined last.
 
-Pictures are encoded when somebody looks. The future is imagined only while somebody looks, after the robot has its
-answer and when no other waits, so that looking costs robots little; no action depends on it.
+Pictures are encoded when somebody looks, in a thread of their own. The future is imagined only while somebody looks,
+after the robot has its answer and when no other waits, so that looking costs robots little; no action depends on it.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
 
 from wamkit.policy import Decision
@@ -24,19 +27,21 @@ from wamkit.serving.service import Session
 from wamkit.spec import PolicySpec
 from wamkit.types import Imagined
 
-LOOKS_FOR_S: Final = 3.0
-"""A page that asked so recently is still looking."""
+LOOKS_FOR_S: Final = 5.0
+"""A page that asked so recently is still looking; a hidden one asks every two seconds."""
 NUM_LATENCIES: Final = 240
 NUM_VALUES: Final = 500
-NUM_CANDIDATES: Final = 4096
+NUM_SCORES: Final = 160
+"""Scores that are told of each planning iteration; of more, so many from the lowest to the highest."""
 
 
 @dataclass
-class _Dream:
+class _Thought:
     """What was imagined at one call."""
 
-    call: int
+    call: int  # counted in its session
     imagined: Imagined
+    frames: dict[str, list[str]] | None = None  # encoded when first looked at
 
 
 @dataclass
@@ -44,14 +49,28 @@ class _Robot:
     """One session as the page shows it."""
 
     session: Session
+    opened: float
+    episodes: int = 0
     calls: int = 0
-    steps: int = 0
-    last: float = field(default_factory=time.monotonic)
+    steps: int = 0  # of the episode, executed before the last call
+    last: float | None = None  # when it got its last answer
+    looked: float = -math.inf  # when a page last showed it
     call: Call | None = None
     answer: Answer | None = None
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_LATENCIES))
+    latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=NUM_LATENCIES))
     values: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=NUM_VALUES))
-    dream: _Dream | None = None
+    film: _Thought | None = None  # the newest with frames
+    search: _Thought | None = None  # the newest with values or scores
+
+    def think(self, call: int, step: int, imagined: Imagined) -> None:
+        """Take in what was imagined at a call, of which a page shows the newest."""
+        thought = _Thought(call, imagined)
+        if imagined.video is not None:
+            self.film = thought
+        if imagined.value is not None or imagined.scores is not None:
+            self.search = thought
+        if imagined.value is not None and (not self.values or self.values[-1][0] != step):
+            self.values.append((step, float(imagined.value[0, 0])))
 
 
 class LiveView:
@@ -59,132 +78,158 @@ class LiveView:
 
     Args:
         spec: of the policy.
+        name: of the policy.
+        planner: its settings, for people.
         interval_s: least time between two imaginations for the page; 0 imagines none.
+
+    Raises:
+        ValueError: an interval out of range.
     """
 
-    def __init__(self, spec: PolicySpec, *, interval_s: float = 1.0) -> None:
+    def __init__(
+        self, spec: PolicySpec, *, name: str = "", planner: Mapping[str, Any] | None = None, interval_s: float = 1.0
+    ) -> None:
         if not 0 <= interval_s < 3600:
-            raise ValueError(f"expected seconds between imaginations of 0 or more, got {interval_s}")
+            raise ValueError(f"expected 0 to 3600 seconds between imaginations, got {interval_s}")
         self.spec = spec
+        self.name = name
+        self.planner = planner
         self.interval_s = interval_s
-        self._robots: dict[int, _Robot] = {}
-        self._lock = threading.Lock()  # the policy's thread brings what it imagined
-        self._watched: int | None = None  # slot that the page shows
-        self._looked = -LOOKS_FOR_S  # when a page last asked
-        self._dreamt = 0.0
+        self._robots: dict[int, _Robot] = {}  # by slot, in the order they came
+        self._lock = threading.Lock()  # the event loop, the policy's thread and those of pages meet here
+        self._dreamt = -math.inf  # when something was last imagined
         self._started = time.monotonic()
 
     # In the event loop.
 
+    def opened(self, session: Session) -> None:
+        """A robot connected."""
+        with self._lock:
+            self._robots[session.slot] = _Robot(session=session, opened=time.monotonic())
+
     def began(self, session: Session) -> None:
         """An episode begins."""
-        robot = self._robots.setdefault(session.slot, _Robot(session=session))
         with self._lock:
-            robot.steps, robot.dream = 0, None
+            robot = self._robots.get(session.slot)
+            if robot is None:  # it left
+                return
+            robot.episodes += 1
+            robot.steps, robot.film, robot.search = 0, None, None
             robot.values.clear()
 
     def answered(self, session: Session, call: Call, answer: Answer) -> None:
         """A robot got its actions."""
-        robot = self._robots.setdefault(session.slot, _Robot(session=session))
-        robot.calls += 1
-        robot.steps += call.executed if call.seed is None else 0
-        robot.last = time.monotonic()
-        robot.call, robot.answer = call, answer
-        robot.latencies.append(1000 * (robot.last - call.arrived))
-        if answer.imagined is not None and answer.imagined.value is not None:
-            with self._lock:
-                robot.values.append((robot.steps, float(answer.imagined.value[0, 0])))
-                if answer.imagined.video is not None:
-                    robot.dream = _Dream(robot.calls, answer.imagined)
+        with self._lock:
+            robot = self._robots.get(session.slot)
+            if robot is None:  # it left while the policy computed
+                return
+            robot.steps = _steps(robot, call)
+            robot.calls += 1
+            robot.last = time.monotonic()
+            robot.call, robot.answer = call, answer
+            robot.latencies.append((1000 * (robot.last - call.arrived), 1000 * answer.computed_s))
+            if answer.imagined is not None:
+                robot.think(robot.calls, robot.steps, answer.imagined)
 
     def ended(self, session: Session) -> None:
         """A robot left."""
-        self._robots.pop(session.slot, None)
+        with self._lock:
+            self._robots.pop(session.slot, None)
 
     # In the policy's thread.
 
     def wants(self, slot: int) -> bool:
         """Whether what is imagined at this slot's next call is to be shown."""
+        if self.interval_s == 0:
+            return False
         now = time.monotonic()
-        return (
-            slot == self._watched
-            and self.interval_s > 0
-            and now - self._looked < LOOKS_FOR_S
-            and now - self._dreamt >= self.interval_s
-        )
+        with self._lock:
+            robot = self._robots.get(slot)
+            return robot is not None and now - robot.looked < LOOKS_FOR_S and now - self._dreamt >= self.interval_s
 
     def daydream(self, call: Call, decision: Decision) -> None:
         """Imagine what goes with the actions that a robot has already got."""
-        imagined = decision.imagine()
-        self._dreamt = time.monotonic()
+        try:
+            imagined = decision.imagine()
+        finally:
+            self._dreamt = time.monotonic()
         with self._lock:
             robot = self._robots.get(call.slot)
             if robot is None:
                 return
-            robot.dream = _Dream(robot.calls, imagined)
-            if imagined.value is not None and call.value is False:
-                robot.values.append((robot.steps, float(imagined.value[0, 0])))
+            # The event loop may not have come to `answered` yet.
+            is_told = robot.call is call
+            robot.think(
+                robot.calls if is_told else robot.calls + 1, robot.steps if is_told else _steps(robot, call), imagined
+            )
 
-    # For the page.
+    # For the page, in threads of its own.
 
-    def look(self, name: str | None, metadata: dict[str, Any], num_waiting: int) -> dict[str, Any]:
-        """What the page shows, JSON-ready.
+    def look(
+        self, name: str | None = None, *, num_waiting: int = 0, observed: str | None = None, film: str | None = None
+    ) -> dict[str, Any]:
+        """What the page shows, JSON-ready: numbers that are not finite are `None`.
 
         Args:
             name: of the session to show in full; the one that acted last when `None` or gone.
-            metadata: of the service.
             num_waiting: requests that wait for the policy.
+            observed: number of the call in that session whose pictures the page has already.
+            film: the same of the imagined future.
         """
-        self._looked = time.monotonic()
-        robots = sorted(self._robots.values(), key=lambda robot: -robot.last)
-        named = [robot for robot in robots if robot.session.name == name]
-        active = [robot for robot in robots if robot.call is not None]
-        chosen = next(iter(named or active or robots), None)
-        self._watched = None if chosen is None else chosen.session.slot
-        every = [latency for robot in robots for latency in robot.latencies]
+        now = time.monotonic()
+        with self._lock:
+            named = [robot for robot in self._robots.values() if robot.session.name == name]
+            chosen = next(iter(named), None) or max(
+                self._robots.values(), key=lambda robot: robot.last or -math.inf, default=None
+            )
+            if chosen is not None:
+                chosen.looked = now
+            robots = [
+                dataclasses.replace(robot, latencies=robot.latencies.copy(), values=robot.values.copy())
+                for robot in self._robots.values()
+            ]
+        shown = next((robot for robot in robots if chosen is not None and robot.session is chosen.session), None)
+        if not named:
+            observed = film = None
         return {
-            "policy": metadata["identity"].get("name", ""),
+            "policy": self.name,
             "family": self.spec.family,
             "robot": self.spec.robot.name,
-            "planner": metadata["planner"],
-            "uptime_s": self._looked - self._started,
+            "planner": None if self.planner is None else dict(self.planner),
+            "imagine_every_s": self.interval_s,
+            "control_hz": self.spec.robot.control_hz,
+            "action_horizon": self.spec.action_horizon,
+            "execution_horizon": self.spec.execution_horizon,
+            "uptime_s": now - self._started,
             "waiting": num_waiting,
-            "latency_ms": _summary(every),
-            "sessions": [self._row(robot) for robot in robots],
-            "shown": None if chosen is None else self._detail(chosen),
+            "latency_ms": _summary([latency for robot in robots for latency in robot.latencies]),
+            "sessions": [_row(robot, now) for robot in robots],
+            "shown": None if shown is None else self._detail(shown, now, observed, film),
         }
 
-    def _row(self, robot: _Robot) -> dict[str, Any]:
-        return {
-            "name": robot.session.name,
-            "peer": robot.session.peer,
-            "task": robot.session.task or "",
-            "calls": robot.calls,
-            "steps": robot.steps,
-            "idle_s": time.monotonic() - robot.last,
-            "latency_ms": _summary(robot.latencies),
-        }
-
-    def _detail(self, robot: _Robot) -> dict[str, Any]:
-        names = self.spec.robot.camera_names
-        call, answer, dream = robot.call, robot.answer, robot.dream
-        with self._lock:
-            values = list(robot.values)
+    def _detail(self, robot: _Robot, now: float, observed: str | None, film: str | None) -> dict[str, Any]:
+        call, answer, cameras = robot.call, robot.answer, self.spec.robot.camera_names
         detail: dict[str, Any] = {
-            **self._row(robot),
-            "latencies_ms": list(robot.latencies),
-            "values": values,
+            **_row(robot, now),
+            "latencies_ms": [_numbers(pair) for pair in robot.latencies],
+            "values": [[step, _number(value)] for step, value in robot.values],
             "observation": None,
-            "imagined": None,
+            "film": None if robot.film is None else _film(robot.film, cameras, film),
+            "search": None if robot.search is None else _search(robot.search),
         }
         if call is not None and answer is not None:
-            detail["observation"] = {name: picture(frame) for name, frame in zip(names, call.video, strict=True)}
-            detail["state"] = _numbers(call.state)
+            if observed != str(robot.calls):
+                detail["observation"] = {name: picture(frame) for name, frame in zip(cameras, call.video, strict=True)}
+            channels = self.spec.robot.state
+            detail["state"] = [
+                [channel.name, channel.unit, _number(value)]
+                for channel, value in zip(channels, call.state, strict=True)
+            ]
             detail["actions"] = [_numbers(row) for row in answer.actions]
             detail["action_names"] = [channel.name for channel in self.spec.robot.action]
+            phases = {"wait": answer.waited_s, **answer.timing}
+            detail["timing_ms"] = {phase: _number(1000 * seconds) for phase, seconds in phases.items()}
             detail["batch_size"] = answer.batch_size
-        if dream is not None:
-            detail["imagined"] = _dreamt(dream, names)
         return detail
 
 
@@ -195,28 +240,70 @@ def picture(frame: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _dreamt(dream: _Dream, names: Sequence[str]) -> dict[str, Any]:
-    imagined = dream.imagined
-    told: dict[str, Any] = {"call": dream.call, "frames": None, "steps": [], "value": None, "scores": None}
-    if imagined.video is not None:
-        told["frames"] = {
-            name: [picture(frame) for frame in view.numpy()]
-            for name, view in zip(names, imagined.video[0], strict=True)
-        }
-        told["steps"] = list(imagined.video_steps or ())
-    if imagined.value is not None:
-        told["value"] = _numbers(imagined.value[0].float().numpy())
-    if imagined.scores is not None:
-        told["scores"] = [_numbers(row[:NUM_CANDIDATES]) for row in imagined.scores[0].float().numpy()]
+def _steps(robot: _Robot, call: Call) -> int:
+    """Actions of the episode that were executed before a call, which is the robot's newest."""
+    return robot.steps + (call.executed if call.seed is None else 0)
+
+
+def _row(robot: _Robot, now: float) -> dict[str, Any]:
+    return {
+        "name": robot.session.name,
+        "peer": robot.session.peer,
+        "task": robot.session.task or "",
+        "episodes": robot.episodes,
+        "calls": robot.calls,
+        "steps": robot.steps,
+        "connected_s": now - robot.opened,
+        "idle_s": None if robot.last is None else now - robot.last,
+        "latency_ms": _summary(list(robot.latencies)),
+    }
+
+
+def _film(film: _Thought, cameras: Sequence[str], seen: str | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"call": film.call, "steps": list(film.imagined.video_steps or ()), "frames": None}
+    video = film.imagined.video
+    if video is not None and seen != str(film.call):
+        if film.frames is None:
+            film.frames = {
+                name: [picture(frame) for frame in view.numpy()] for name, view in zip(cameras, video[0], strict=True)
+            }
+        told["frames"] = film.frames
     return told
 
 
-def _numbers(row: np.ndarray) -> list[float]:
-    return [round(float(number), 5) for number in row]
+def _search(search: _Thought) -> dict[str, Any]:
+    """Values of the actions to come, and of each planning iteration the scores of its candidates, sorted."""
+    value, scores = search.imagined.value, search.imagined.scores
+    told: dict[str, Any] = {
+        "call": search.call,
+        "value": None if value is None else _numbers(value[0].float().tolist()),
+        "scores": None,
+    }
+    if scores is not None:
+        told["scores"] = [_spread(row) for row in scores[0].float()]
+        told["candidates"] = scores.shape[2]
+        told["not_finite"] = int((~torch.isfinite(scores[0])).sum())
+    return told
 
 
-def _summary(latencies: Sequence[float] | deque[float]) -> dict[str, float] | None:
+def _spread(row: torch.Tensor) -> list[float | None]:
+    finite = np.sort(row[torch.isfinite(row)].numpy())
+    if len(finite) > NUM_SCORES:
+        finite = finite[np.linspace(0, len(finite) - 1, NUM_SCORES).round().astype(int)]
+    return _numbers(finite)
+
+
+def _number(value: float | np.floating[Any]) -> float | None:
+    return float(f"{float(value):.6g}") if math.isfinite(value) else None
+
+
+def _numbers(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _summary(latencies: Sequence[tuple[float, float]]) -> dict[str, float] | None:
+    """Of whole answers."""
     if not latencies:
         return None
-    median, high = np.quantile(np.asarray(latencies), [0.5, 0.95])
+    median, high = np.quantile(np.asarray(latencies)[:, 0], [0.5, 0.95])
     return {"median": float(median), "p95": float(high)}

@@ -15,6 +15,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import h11
@@ -115,7 +116,13 @@ def build(
     reader = RequestReader(
         spec=policy.spec, settings=settings, camera_keys=camera_keys or {}, state_keys=state_keys, ignored=ignored
     )
-    metrics, live = Metrics(), LiveView(policy.spec, interval_s=imagine_every_s)
+    metrics = Metrics()
+    live = LiveView(
+        policy.spec,
+        name=str(identity.get("name", "")),
+        planner=None if policy.planner is None else asdict(policy.planner),
+        interval_s=imagine_every_s,
+    )
 
     def count(size: int, seconds: float) -> None:
         metrics.batch.observe(size)

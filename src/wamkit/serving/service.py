@@ -66,6 +66,8 @@ class Reply:
 class Watcher(Protocol):
     """Who looks at what robots and policy do; told in the event loop."""
 
+    def opened(self, session: Session) -> None: ...
+
     def began(self, session: Session) -> None: ...
 
     def answered(self, session: Session, call: Call, answer: Answer) -> None: ...
@@ -119,6 +121,8 @@ class Service:
         session = Session(self, dialect, peer, f"{dialect}-{next(self._numbers)}")
         self.sessions.add(session)
         self.metrics.connections.labels(dialect).inc()
+        if self.watcher is not None:
+            self.watcher.opened(session)
         return session
 
     def new_seed(self) -> int:
