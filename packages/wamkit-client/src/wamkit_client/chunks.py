@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,7 +82,7 @@ class ChunkBroker:
             self.counts.requests += 1
             self.counts.waits += 1
             self.counts.waited_s += time.perf_counter() - begun
-        action = self._actions[self._next]
+        action: np.ndarray[Any, Any] = self._actions[self._next].copy()  # what arrived is read only
         self._next += 1
         self.counts.steps += 1
         return action
@@ -149,8 +150,7 @@ class RealTimeChunks:
             return action
         begun = time.perf_counter()
         while action is None:
-            if self._pending is not None:
-                self._pending.exception()  # waits; `poll` raises it
+            self.wait()
             action = self.poll(observation)
         self.counts.waits += 1
         self.counts.waited_s += time.perf_counter() - begun
@@ -171,26 +171,42 @@ class RealTimeChunks:
             self._ask(observation)
         if not len(self._plan):
             return None
-        action, self._plan = self._plan[0], self._plan[1:]
+        action: np.ndarray[Any, Any] = self._plan[0].copy()  # what arrived is read only
+        self._plan = self._plan[1:]
         self._since += 1
         self.counts.steps += 1
         return action
 
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the answer under way; the next `poll` goes on with it.
+
+        Args:
+            timeout_s: for how long at most.
+
+        Returns:
+            Whether none is under way any more.
+        """
+        return self._pending is None or not wait([self._pending], timeout_s).not_done
+
     def reset(self) -> None:
         """Forget everything, at the start of an episode; waits for an answer under way and drops it."""
-        if self._pending is not None:
-            self._pending.exception()
-        self._start()
-        self.counts = ChunkCounts()
-
-    def close(self) -> None:
-        """End the thread; the client stays open."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
-
-    def _start(self) -> None:
+        self.wait()
         self._pending = None
         self._plan = np.zeros((0, 0))
         self._since = self._asked_at = 0
+        self.counts = ChunkCounts()
+
+    def close(self) -> None:
+        """End the thread, once an answer under way has come or the client was closed; neither is waited for."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> RealTimeChunks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _ask(self, observation: Mapping[str, Any]) -> None:
         request = {**observation, "executed": self._since}
@@ -209,6 +225,8 @@ class RealTimeChunks:
         chunk = _actions(self.last)
         self.counts.dropped += min(self._since, len(chunk))
         new, old = chunk[self._since :], self._plan
+        if not len(new):
+            return  # too late altogether; what is left of the old chunk still holds
         count = min(self.blend, len(old), len(new))
         if count:
             share = (np.arange(1, count + 1) / (count + 1))[:, None]

@@ -34,12 +34,14 @@ class ReadLimits:
     Args:
         max_list: items of one list.
         max_map: items of one map.
+        max_items: items of all lists together, and lists.
         max_maps: maps in all, arrays among them.
         max_dims: axes of an array.
     """
 
     max_list: int = 4096
     max_map: int = 256
+    max_items: int = 65536
     max_maps: int = 1024
     max_dims: int = 8
 
@@ -74,11 +76,13 @@ def unpack(data: bytes, limits: ReadLimits | None = None) -> Any:
         MessageError: no msgpack, a dtype that is refused, data that does not fill its shape, or a limit exceeded.
     """
     limits = limits or ReadLimits()
+    reader = _Reader(limits)
     try:
         return msgpack.unpackb(
             data,
             raw=False,
-            object_hook=_Reader(limits),
+            object_hook=reader,
+            list_hook=reader.count,
             max_array_len=limits.max_list,
             max_map_len=limits.max_map,
             max_ext_len=0,
@@ -143,11 +147,19 @@ def _check_kind(dtype: np.dtype[Any]) -> None:
 
 
 class _Reader:
-    """Turns maps that stand for arrays into arrays, and counts maps."""
+    """Turns maps that stand for arrays into arrays, and counts maps and what lies in lists."""
 
     def __init__(self, limits: ReadLimits) -> None:
         self.limits = limits
         self.maps = 0
+        self.items = 0
+
+    def count(self, items: list[Any]) -> list[Any]:
+        """A list as it is; an empty one takes one byte on the wire and more than fifty here."""
+        self.items += 1 + len(items)
+        if self.items > self.limits.max_items:
+            raise MessageError(f"expected at most {self.limits.max_items} items in the lists of a message, got more")
+        return items
 
     def __call__(self, item: dict[Any, Any]) -> Any:
         self.maps += 1
