@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from wamkit.serving import openpi, vla_eval
-from wamkit.serving.channel import Channel
+from wamkit.serving.channel import Channel, Left
 from wamkit.serving.config import ServerConfig
 from wamkit.serving.http import HttpDialect
 from wamkit.serving.live import LiveView
@@ -106,7 +106,7 @@ class App:
         headers = Headers(scope=scope)
         is_websocket = scope["type"] == "websocket"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and _host(origin) != headers.get("host", "").lower():
             # A page of another site in some user's browser may not talk to a server that only they can reach.
             return PlainTextResponse("expected a request of this server's own page or of no page\n", 403)
         needs_token = is_websocket or scope["path"] not in _OPEN_TO_ALL
@@ -131,8 +131,10 @@ class App:
             channel = Channel(websocket, self.config)
             self._channels.add(channel)
             try:
-                await websocket.accept()
+                await channel.accept()
                 await converse(websocket, channel, self.service)
+            except Left:
+                pass
             except Exception:
                 logger.exception("a connection from %s ended with a defect of the server", channel.peer)
                 await channel.close(1011, "internal error; the server's log says why")
@@ -195,6 +197,14 @@ class App:
             return PlainTextResponse("no such page\n", 404)
         text = resources.files("wamkit.serving").joinpath("page", name).read_text(encoding="utf-8")
         return Response(text, media_type=kind, headers={"Content-Security-Policy": _CONTENT_POLICY})
+
+
+def _host(origin: str) -> str:
+    """Host and port of a page's address; one that is none belongs to no host."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return "?"
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

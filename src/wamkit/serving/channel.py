@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wamkit.serving.config import ServerConfig
 
@@ -22,12 +22,12 @@ class Left(Exception):
 
 
 class Channel:
-    """A connection that was accepted.
+    """A connection, from its acceptance on.
 
     While a request is being answered the connection is listened to, so that a robot that leaves is noticed at once.
 
     Args:
-        websocket: accepted.
+        websocket: not accepted yet.
         config: its time limits.
     """
 
@@ -42,6 +42,17 @@ class Channel:
         """Who is there."""
         client = self._websocket.client
         return "unknown" if client is None else f"{client.host}:{client.port}"
+
+    async def accept(self) -> None:
+        """Let the client in.
+
+        Raises:
+            Left: it is gone already.
+        """
+        try:
+            await self._websocket.accept()
+        except (OSError, RuntimeError) as error:
+            raise Left from error
 
     def stop(self) -> None:
         """Let the connection end once the request under way is answered."""
@@ -118,6 +129,6 @@ class Channel:
         try:
             async with asyncio.timeout(self._config.transfer_s):
                 await self._websocket.send(message)
-        except (TimeoutError, OSError, RuntimeError) as error:
-            # RuntimeError is what starlette and uvicorn raise for a connection that was closed in between.
+        except (TimeoutError, OSError, RuntimeError, WebSocketDisconnect) as error:
+            # What starlette and uvicorn raise for a connection that was closed in between.
             raise Left from error

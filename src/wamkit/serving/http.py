@@ -18,7 +18,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from wamkit_client.errors import BadRequest, Busy, ServerError
@@ -115,17 +117,19 @@ class HttpDialect:
             reply = await self._answer(request, message)
         except ServerError as error:
             return failure(error)
-        assert reply.actions is not None
-        shape = ",".join(map(str, reply.actions.shape))
-        body = reply.actions.astype("<f4").tobytes()
+        actions = reply.actions
+        if actions is None:  # frames that were only to be remembered
+            actions = np.zeros((0, len(self.service.spec.robot.action)), np.float32)
+        shape = ",".join(map(str, actions.shape))
+        body = actions.astype("<f4").tobytes()
         return Response(body, media_type="application/octet-stream", headers={"X-Action-Shape": shape})
 
     async def act(self, request: HttpRequest) -> Response:
         """`POST /act`: JSON in, JSON out."""
         try:
             body = await read_body(request, self.max_bytes, self.config.transfer_s)
-            message = await asyncio.to_thread(_from_json, body)
-            reply = await self._answer(request, self._shaped(message))
+            message = await asyncio.to_thread(lambda: self._shaped(_from_json(body)))
+            reply = await self._answer(request, message)
         except ServerError as error:
             return failure(error)
         return JSONResponse(_plain(reply.to_map()))
@@ -221,7 +225,7 @@ async def read_body(request: HttpRequest, max_bytes: int, seconds: float) -> byt
 
     Raises:
         BadRequest: it is too large.
-        HTTPException: it does not come in time (408).
+        HTTPException: it does not come in time (408), or not at all (400).
     """
     length = request.headers.get("content-length", "0")
     too_large = BadRequest(f"expected a body of at most {max_bytes} bytes (--max-message-mb), got more")
@@ -237,6 +241,8 @@ async def read_body(request: HttpRequest, max_bytes: int, seconds: float) -> byt
                 parts.append(part)
     except TimeoutError as error:
         raise HTTPException(408, f"expected the whole body within {seconds:g} s") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "expected a whole body, the client left before its end") from error
     return b"".join(parts)
 
 
@@ -252,21 +258,23 @@ def failure(error: ServerError) -> Response:
 
 
 async def _files(request: HttpRequest, body: bytes, max_bytes: int) -> dict[str, bytes]:
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
 
-    async def receive() -> dict[str, Any]:
-        return next(messages)
-
-    whole = HttpRequest(request.scope, receive)
+    parser = MultiPartParser(request.headers, stream(), max_files=16, max_fields=16, max_part_size=max_bytes)
+    parser.spool_max_size = max_bytes  # so that nothing is written to disk
     files: dict[str, bytes] = {}
     try:
-        async with whole.form(max_files=16, max_fields=16, max_part_size=max_bytes) as form:
-            for name, part in form.multi_items():
-                if name in files:
-                    raise BadRequest(f"expected each part once, got {name[:40]!r} twice")
-                files[name] = await part.read() if isinstance(part, UploadFile) else part.encode()
-    except HTTPException as error:
-        raise BadRequest(f"expected multipart/form-data, got something else: {error.detail}") from error
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadRequest(f"expected multipart/form-data, got something else: {error.message}") from error
+    try:
+        for name, part in form.multi_items():
+            if name in files:
+                raise BadRequest(f"expected each part once, got {name[:40]!r} twice")
+            files[name] = await part.read() if isinstance(part, UploadFile) else part.encode()
+    finally:
+        await form.close()
     return files
 
 
@@ -295,15 +303,20 @@ def _array(item: dict[str, Any]) -> Any:
 
 
 def _pixels(value: Any, key: str) -> Any:
-    """Nested lists of whole numbers as pixels; arrays are taken as they are."""
+    """Nested lists of numbers as an array, of whole ones of 0 to 255 as pixels; arrays are taken as they are."""
     if not isinstance(value, list):
         return value
+    first: Any = value
+    while isinstance(first, list) and first:
+        first = first[0]
     try:
-        array = np.array(value)
-    except ValueError as error:
-        raise BadRequest(f"expected {key!r} as an image of equally long rows, got others") from error
-    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
-        return array.astype(np.uint8)
+        # The type is named: left to itself, numpy would give every item of a list the room of its longest text.
+        array = np.array(value, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"expected {key!r} as an image, equally long rows of numbers, got others") from error
+    if type(first) is int and array.size and array.min() >= 0 and array.max() <= 255:
+        pixels = array.astype(np.uint8)
+        return pixels if (pixels == array).all() else array
     return array
 
 

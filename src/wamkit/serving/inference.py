@@ -172,9 +172,12 @@ class Inference:
             return self._next_slot - 1
 
     def forget(self, slot: int) -> None:
-        """Give a slot back."""
+        """Give a slot back; a call of it that still waits is given up, or it would open the slot again."""
         with self._condition:
             self._robots.discard(slot)
+            for call in [call for call in self._waiting if call.slot == slot]:
+                self._waiting.remove(call)
+                call.answer.cancel()
             self._forgotten.append(slot)
             self._condition.notify()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ MAX_EXECUTED: Final = 100
 MAX_PROMPT: Final = 4096
 MAX_DECODER_STEPS: Final = 100
 MAX_SEARCH: Final = {"iterations": 20, "num_videos": 64, "num_values": 32}
+MAX_WORK: Final = 2**16
+"""Rounds times videos times values times steps of a search that a request asks for: 14 times WAV's own."""
 
 _STATE_KEYS: Final = ("state", "states", "observation/state", "observation.state", "proprio")
 _TASK_KEYS: Final = ("prompt", "task_description", "instruction", "task")
@@ -204,7 +206,7 @@ class RequestReader:
         names = self.spec.robot.camera_names
         if message.get("obs") is not None:
             told = message.get("cameras")
-            if told is not None and list(_sequence(told, "cameras")) != list(names):
+            if told is not None and not _same_names(_sequence(told, "cameras"), names):
                 raise BadRequest(f"expected 'obs' with cameras in the order {list(names)}, got {_shown(told)}")
             return self._stacked(message["obs"])
         named = [(key, value) for key, value in message.items() if key in self.cameras]
@@ -309,15 +311,35 @@ class RequestReader:
         if wanted is not None and wanted != width:
             raise BadRequest(f"expected ndim_action {width}, the width of this policy's actions, got {wanted}")
         explore = message.get("explore_config")
-        if explore:
+        if isinstance(explore, np.ndarray) or explore:
             settings = dataclasses.replace(settings, planner=_planner(explore, settings.planner))
+        most = max(MAX_WORK, _work(self.settings))
+        if _work(settings) > most:
+            raise BadRequest(
+                f"expected a search of at most {most} rounds times videos times values times steps, got "
+                f"{_work(settings)}; lower explore_config or num_inference_steps"
+            )
         return settings
+
+
+def _work(settings: Settings) -> int:
+    planner = settings.planner
+    if planner is None:
+        return 0
+    return planner.iterations * planner.num_videos * planner.num_values * (planner.value_steps or settings.num_steps)
+
+
+def _is_small(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not abs(value) > 2**31)
 
 
 def _planner(explore: Any, planner: PlannerConfig | None) -> PlannerConfig:
     if not isinstance(explore, Mapping):
         raise BadRequest(f"expected 'explore_config' as a map of WAV's planner settings, got {_kind(explore)}")
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in explore.items()}
+    wrong = [f"{key}"[:40] for key, value in plain.items() if not isinstance(value, str) and not _is_small(value)]
+    if wrong:
+        raise BadRequest(f"expected explore_config with a number for each setting, got others for {wrong[:8]}")
     try:
         changed = with_explore_config(planner or WAV, plain)
     except ValueError as error:
@@ -358,10 +380,13 @@ def _padding(message: Mapping[str, Any]) -> None:
 
 
 def _numbers(value: Any, key: str) -> Float32[np.ndarray, "s"]:
-    if isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value):
-        value = np.array(value, np.float64)
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        value = np.array([value], np.float64)
+    try:
+        if isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value):
+            value = np.array(value, np.float64)
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            value = np.array([value], np.float64)
+    except OverflowError as error:  # JSON has whole numbers of any length
+        raise BadRequest(f"expected {key!r} of finite numbers, got one that no computer's number holds") from error
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iuf":
         raise BadRequest(f"expected {key!r} as a vector of numbers, got {_kind(value)}")
     with np.errstate(over="ignore"):  # what is too large becomes infinity and is refused as such
@@ -392,7 +417,7 @@ def _exact(message: Mapping[str, Any]) -> bool | None:
     batching = message.get("batching")
     if batching is None:
         return None
-    if batching not in ("exact", "free"):
+    if not isinstance(batching, str) or batching not in ("exact", "free"):
         raise BadRequest(f"expected batching to be 'exact' or 'free', got {_shown(batching)}")
     return bool(batching == "exact")
 
@@ -415,6 +440,10 @@ def _sequence(value: Any, key: str) -> Sequence[Any]:
     return value
 
 
+def _same_names(told: Sequence[Any], names: Sequence[str]) -> bool:
+    return all(isinstance(name, str) for name in told) and list(told) == list(names)
+
+
 def _kind(value: Any) -> str:
     """What came, without its contents."""
     if isinstance(value, np.ndarray):
@@ -427,11 +456,11 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it came, cut short."""
-    if isinstance(value, np.ndarray):
+    """A value as it came, cut short; what lies in lists within lists or in maps is only named."""
+    if isinstance(value, (list, tuple)):
+        items = [_kind(item) if isinstance(item, (list, tuple, Mapping)) else _shown(item) for item in value[:8]]
+        return "[" + ", ".join(items) + (" …" * (len(value) > 8)) + "]"
+    if isinstance(value, (np.ndarray, Mapping)):
         return _kind(value)
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
-        items = list(value)
-        return "[" + ", ".join(_shown(item) for item in items[:8]) + (" …" * (len(items) > 8)) + "]"
-    text = repr(value)
+    text = repr(value[:60]) if isinstance(value, (str, bytes)) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

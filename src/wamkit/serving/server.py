@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wamkit.policy import Policy
 from wamkit.serving.app import App
 from wamkit.serving.config import ServerConfig
+from wamkit.serving.connections import TimedHttp, TimedWebSocket
 from wamkit.serving.http import HttpDialect, Part, default_parts
 from wamkit.serving.inference import Batching, Inference
 from wamkit.serving.live import LiveView
@@ -253,42 +252,12 @@ class _Uvicorn(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-class _TimedHttp(H11Protocol):
-    """A connection whose requests' heads arrive in time; uvicorn itself would wait for ever."""
-
-    transfer_s: float
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_watching()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_watching()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.transfer_s, self.transport.close)
-
-    def _stop_watching(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
 def _settings(app: App, context: ssl.SSLContext | None) -> uvicorn.Config:
-    timed = type("TimedHttp", (_TimedHttp,), {"transfer_s": app.config.transfer_s})
+    limits = {"transfer_s": app.config.transfer_s}
     settings = uvicorn.Config(
         app,
-        http=timed,
-        ws="websockets-sansio",
+        http=type("Http", (TimedHttp,), limits),
+        ws=type("WebSocket", (TimedWebSocket,), limits),
         ws_max_size=app.http.max_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,  # a robot that computes may leave a ping unanswered; TCP notices one that is gone

@@ -77,8 +77,9 @@ class _Talk:
     async def answer(self, frame: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         kind, payload = frame["type"], frame["payload"]
         if kind == "hello":
-            if payload.get("protocol_version", VERSION) != VERSION:
-                theirs = str(payload["protocol_version"])[:20]
+            theirs = payload.get("protocol_version", VERSION)
+            if type(theirs) is not int or theirs != VERSION:
+                theirs = theirs if isinstance(theirs, int) else type(theirs).__name__
                 raise BadRequest(
                     f"expected protocol_version {VERSION}, got {theirs}; install a vla-eval that speaks it"
                 )
@@ -90,17 +91,20 @@ class _Talk:
             task = payload.get("task_description")
             self.session.begin(task=task if isinstance(task, str) else None)
         if kind == "error":
-            logger.warning("%s tells of an error: %s", self.session.name, str(payload)[:200])
+            told = payload.get("error")
+            shown = told[:200] if isinstance(told, str) else type(told).__name__
+            logger.warning("%s tells of an error: %r", self.session.name, shown)
         return None  # episode_start and episode_end get no reply
 
     async def _act(self, payload: Mapping[str, Any]) -> np.ndarray:
         horizon = self.service.spec.execution_horizon
-        if self.actions is None or self.next >= horizon:
+        if self.actions is None or self.next >= min(horizon, len(self.actions)):
             observation = {key: value for key, value in payload.items() if key not in UNUSED}
             observation = await asyncio.to_thread(_with_images, observation, self.service)
             observation["executed"] = self.next
             reply = await self.channel.during(self.session.answer(observation))
-            assert reply.actions is not None  # an observation always gets some
+            if reply.actions is None:
+                raise BadRequest("expected an observation with images, which is answered with an action, got none")
             self.actions, self.next = reply.actions, 0
         self.next += 1
         return self.actions[self.next - 1]
@@ -123,8 +127,10 @@ def _frame(message: Any) -> dict[str, Any]:
     if missing:
         raise BadRequest(f"expected a frame with type, payload, seq and timestamp, {missing} not found")
     kinds = ("hello", "observation", "episode_start", "episode_end", "error")
-    if message["type"] not in kinds:
-        raise BadRequest(f"expected a frame of type {', '.join(kinds)}, got {str(message['type'])[:40]!r}")
+    kind = message["type"]
+    if not isinstance(kind, str) or kind not in kinds:
+        shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
+        raise BadRequest(f"expected a frame of type {', '.join(kinds)}, got {shown}")
     seq = message["seq"]
     if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
         raise BadRequest("expected 'seq' as a whole number of 0 or more, got another")
@@ -148,18 +154,21 @@ def _image(value: Any, most: int) -> Any:
     kind, data, shape = value.get("format", "png"), value.get("data"), value.get("shape")
     if not isinstance(data, bytes):
         raise BadRequest(f"expected the bytes of an image as 'data', got {type(data).__name__}")
+    if not isinstance(kind, str) or kind not in ("png", "jpeg", "raw"):
+        shown = repr(kind[:20]) if isinstance(kind, str) else type(kind).__name__
+        raise BadRequest(f"expected an image in the format png, jpeg or raw, got {shown}")
     if kind == "raw":
         try:
             return read_array(data, value.get("dtype", "|u1"), shape)
         except MessageError as error:
             raise BadRequest(f"image: {error}") from error
-    if kind not in ("png", "jpeg"):
-        raise BadRequest(f"expected an image in the format png, jpeg or raw, got {str(kind)[:20]!r}")
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as picture:
             width, height = picture.size
             if width * height > 4 * most:  # told before anything of that size is made
                 raise BadRequest(f"expected an image of the camera's size, got {height}x{width} px")
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadRequest(f"expected the bytes of a {kind} image, got others ({error})") from error
+    except BadRequest:
+        raise
+    except Exception as error:  # decoders raise whatever they stumble over
+        raise BadRequest(f"expected the bytes of a {kind} image, got others ({f'{error}'[:100]})") from error

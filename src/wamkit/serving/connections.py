@@ -1,0 +1,222 @@
+"""TCP connections that end in time and stay small, whatever the client does.
+
+uvicorn serves them; what it would wait for without end, or keep without bound, is limited here:
+
+| a client that | is |
+|---|---|
+| sends a request's head, its body or a message slowly, or not at all | closed after `transfer_s` |
+| does not read its answers | cut off after `transfer_s`, and not read from meanwhile |
+| sends a message in a great many fragments | given one buffer of the message's size |
+| sends many messages before their answers | closed |
+| opens very many connections | refused further ones |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.protocol import State
+
+MAX_EARLY: Final = 64
+"""Messages of one WebSocket that may wait for their turn."""
+SPARE: Final = 64
+"""Connections that may be open beyond those that are served, for instance to be told that the server is busy."""
+
+
+class EndingTransport:
+    """A transport whose `close` is over in time; asyncio's own waits until the other side has read everything.
+
+    Args:
+        transport: of asyncio.
+        seconds: what the other side has for reading.
+    """
+
+    def __init__(self, transport: Any, seconds: float) -> None:
+        self._transport = transport
+        self._seconds = seconds
+
+    def close(self) -> None:
+        """Close, after what was written has left or after `seconds`."""
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class TimedHttp(H11Protocol):
+    """HTTP, until a connection becomes a WebSocket; `transfer_s` is set by a subclass."""
+
+    transfer_s: float
+    _watched: Any = None  # the client's state that the deadline is for
+    _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(EndingTransport(transport, self.transfer_s))  # type: ignore[arg-type]
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + SPARE:
+            self.transport.abort()
+        else:
+            self._watch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        super().handle_websocket_upgrade(event)
+        self._watched = h11.SWITCHED_PROTOCOL  # the other protocol watches from now on
+        _cancel(self._deadline)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:  # what answers the request under way must not write behind this
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.transfer_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._unread)
+
+    def eof_received(self) -> None:
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._deadline)
+        _cancel(self._unread)
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        if state is self._watched or self._watched is h11.SWITCHED_PROTOCOL:
+            return
+        self._watched = state
+        _cancel(self._deadline)
+        if state in (h11.IDLE, h11.SEND_BODY):
+            # A second more for a body, in which whoever reads it says that it came too late.
+            seconds = self.transfer_s + (state is h11.SEND_BODY)
+            self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+
+class TimedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket; `transfer_s` is set by a subclass."""
+
+    transfer_s: float
+    _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._rest = bytearray()  # of a message in fragments: those behind the first
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # A head that HTTP allows and WebSockets do not; uvicorn would neither answer nor close.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+        self._watch()
+
+    def handle_cont(self, event: Frame) -> None:
+        self._rest += event.data
+        if event.fin:
+            self.frames.append(bytes(self._rest))
+            self._rest = bytearray()
+            self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        _cancel(self._deadline)
+        self._deadline = None
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self._fail(1007, "expected UTF-8 in a text frame")
+                return
+        if self.queue.qsize() >= MAX_EARLY:
+            self._fail(1008, f"expected at most {MAX_EARLY} messages before their answers")
+            return
+        super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        if self.conn.close_sent is None:  # before the connection was accepted
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1002})
+            self.transport.close()
+        else:
+            super().handle_parser_exception()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.pause_reading()  # who does not read what answers pings may send no more of them
+        self._unread = self.loop.call_later(self.transfer_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._unread)
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if not self.writable.is_set():
+            self.transport.pause_reading()
+        if self._deadline is not None:  # while nothing was read the client could not go on
+            self._arm()
+        return message
+
+    def eof_received(self) -> None:
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._deadline)
+        _cancel(self._unread)
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Have an end of a message whose beginning is there."""
+        is_whole = self.conn.current_size is None and not self.conn.reader.buffer
+        if is_whole or self.transport.is_closing():
+            _cancel(self._deadline)
+            self._deadline = None
+        elif self._deadline is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        _cancel(self._deadline)
+        self._deadline = self.loop.call_later(self.transfer_s, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.read_paused or not self.writable.is_set():
+            self._arm()
+        else:
+            self._fail(1008, f"expected a whole message within {self.transfer_s:g} s")
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Close because of what came."""
+        if self.conn.state is State.OPEN:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
+        else:
+            self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
