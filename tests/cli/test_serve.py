@@ -48,12 +48,17 @@ def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
         process.communicate(timeout=60)
 
 
-def test_served_stopped_and_nothing_is_left(folder: Path) -> None:
+def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with served(folder, "--num-steps", "2", "--planner", "wav", "--candidates", "4") as (url, process):
         with Client(url) as client:
             assert client.metadata["num_inference_steps"] == 2 and client.metadata["planner"]["num_videos"] == 4
             assert client.metadata["identity"]["planner"]["name"] == "wav"
             assert client.infer(observation())["actions"].shape == (1, 3)
+        assert main(["client", url, "--calls", "3"]) == 0
+        told = capsys.readouterr().out
+        assert "9 actions of 3 (dx, dy, gripper)" in told and "rest " in told and "4 x 30" not in told
+        assert main(["client", url, "--calls", "0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["metadata"]["action_horizon"] == 9
         with urllib.request.urlopen(url.replace("ws", "http", 1) + "/", timeout=10) as page:
             assert b"wamkit" in page.read()
         process.send_signal(signal.SIGTERM)
@@ -99,6 +104,16 @@ def test_wrong_options_are_told(
 def test_no_policy_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_client_without_a_server_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, wanted in (
+        (["--calls", "-1"], "--calls of 0 or more"),
+        (["gopher://x"], "an address such as ws://localhost:8000, got 'gopher://x'"),
+        (["--token-file", "/no/such/file"], "a file with a token"),
+    ):
+        assert main(["client", *options]) == 2
+        assert wanted in capsys.readouterr().err
 
 
 def courses(out: Path) -> dict[Any, dict[str, Any]]:

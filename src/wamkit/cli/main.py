@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
     "imagine": Command("wamkit.cli.imagine", "imagine several chunks ahead, beside what was recorded"),
     "serve": Command("wamkit.cli.serve", "serve a policy to robots: WebSocket and HTTP on one port, with a live page"),
+    "client": Command("wamkit.cli.client", "ask a server as a robot would, and say how long its answers take"),
     "import": Command("wamkit.cli.import_weights", "make a policy of weights that the public code of WAV trained"),
     "export": Command("wamkit.cli.export", "copy a policy out of its training run, in bf16 if wanted"),
     "verify": Command("wamkit.cli.verify", "compare with recorded numbers; say what weights are"),

@@ -1,0 +1,223 @@
+"""What a server adds to a policy, and what sharing calls among robots brings.
+
+    python benchmarks/serving.py --output results/serving/results.json
+
+Overhead: one robot with two cameras of 256 px asks the policy in this process and the same policy behind
+`wamkit serve` in another one, in turns; the ratio's two sides are the medians of both. The server tells how long it
+computed, so what is left of each answer's time is the wire: packing, loopback, unpacking, checks, and the way to the
+policy's thread and back.
+
+Batching: eight robots that ask again as soon as they are answered, at two servers of the same policy, in turns: one
+that shares calls among up to eight robots and one that shares none. Counted are actions a second, `action_horizon` for
+each answer. Policies are WAV `tiny` and `small` with random weights, which cost what trained ones do.
+
+Prints `ratio NAME VALUE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from wamkit_client import AsyncClient, Client
+
+from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
+from wamkit.codecs.text_hash import HashedTextEncoder
+from wamkit.data.actions import ActionTransform
+from wamkit.data.stats import feature_statistics
+from wamkit.data.synthetic import synthetic_robot
+from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.models.wav import config as wav
+from wamkit.models.wav.family import WAV
+from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.spec import PolicySpec
+from wamkit.versions import software_versions
+
+ROBOTS = 8
+TASK = "open the drawer"
+SIZES = {"tiny": wav.tiny, "small": wav.small}
+
+
+def make_policy(size: str, camera_px: int) -> Policy:
+    """A policy of random weights for a robot with two cameras."""
+    config = SIZES[size](action_dim=3, state_dim=3)
+    torch.manual_seed(0)
+    settings = PatchCodecConfig(
+        patch=config.codec.spatial, temporal=config.codec.temporal, channels=config.network.latent_channels
+    )
+    pixels = (16, config.num_future, config.image_size, config.image_size, 3)
+    clips = torch.randint(0, 256, pixels, dtype=torch.uint8)
+    codec = PatchCodec.fit(clips.flatten(0, 1), clips, config=settings, generator=torch.Generator().manual_seed(0))
+    text = HashedTextEncoder(width=config.network.text_width, length=config.codec.text_length)
+    model = WAV.build(config, codec, text)
+    model.network.eval()
+    rng = np.random.default_rng(0)
+    numbers = feature_statistics(rng.uniform(-1, 1, (50, 3)).astype(np.float32))
+    transforms = Transforms(
+        state=Normalizer.from_statistics("minmax", numbers),
+        action=ActionTransform(normalizer=Normalizer.from_statistics("minmax", numbers)),
+        value=ValueTransform.from_statistics(feature_statistics(rng.normal(size=(50, 10)).astype(np.float32))),
+    )
+    spec = PolicySpec(
+        family="wav",
+        robot=synthetic_robot(height=camera_px, width=camera_px),
+        num_context=config.num_context,
+        action_horizon=config.action_horizon,
+        execution_horizon=config.action_horizon // 2,
+        normalization="minmax",
+        image_size=(config.image_size, config.image_size),
+        preprocess="exact" if camera_px == config.image_size else "resize",
+    )
+    return Policy(model, spec, transforms)
+
+
+@contextlib.contextmanager
+def served(folder: Path, device: str, *options: str) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    command = [sys.executable, "-m", "wamkit", "serve", str(folder), "--port", "0", "--device", device, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[2].rstrip(";")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def observation(policy: Policy, seed: int = 0) -> dict[str, Any]:
+    """What a robot sees."""
+    robot = policy.spec.robot
+    camera = robot.cameras[0]
+    video = np.random.default_rng(seed).integers(0, 256, (2, camera.height, camera.width, 3), np.uint8)
+    state = np.zeros(len(robot.state), np.float32)
+    return {"obs": video, "state": state, "prompt": TASK, "executed": policy.spec.execution_horizon}
+
+
+def overhead(folder: Path, device: str, calls: int) -> dict[str, Any]:
+    """One robot, here and through the wire, in turns."""
+    policy = load_policy(folder, device=device)
+    request = observation(policy)
+    inputs = {"state": torch.from_numpy(request["state"])[None], "task": [TASK], "executed": [request["executed"]]}
+    policy.reset([0], seeds=[0])
+    here, there, computed = [], [], []
+    with served(folder, device) as url, Client(url) as client:
+        client.reset(seed=0)
+        for turn in range(calls + 10):
+            begun = time.perf_counter()
+            chunk = policy.act([0], video=torch.from_numpy(request["obs"])[None], **inputs)
+            chunk.actions.numpy()
+            between = time.perf_counter()
+            reply = client.infer(request)
+            ended = time.perf_counter()
+            if turn >= 10:  # both sides are warm
+                here.append(between - begun)
+                there.append(ended - between)
+                computed.append(reply["server_timing"]["infer_ms"] / 1000)
+    wire = [total - inside for total, inside in zip(there, computed, strict=True)]
+    medians = {"here": here, "served": there, "computed_by_server": computed, "wire": wire}
+    return {
+        "calls": calls,
+        "request_bytes": int(request["obs"].nbytes),
+        "median_ms": {name: 1000 * statistics.median(values) for name, values in medians.items()},
+        "p95_ms": {name: 1000 * float(np.quantile(values, 0.95)) for name, values in medians.items()},
+        "overhead_ms": 1000 * (statistics.median(there) - statistics.median(here)),
+    }
+
+
+async def crowd(url: str, request: dict[str, Any], seconds: float) -> int:
+    """Answers that eight robots get in some seconds."""
+    clients = [await AsyncClient(url).open() for _ in range(ROBOTS)]
+    begun = time.perf_counter()
+
+    async def robot(client: AsyncClient) -> int:
+        answers = 0
+        while time.perf_counter() - begun < seconds:
+            await client.infer(request)
+            answers += 1
+        return answers
+
+    answers = sum(await asyncio.gather(*map(robot, clients)))
+    for client in clients:
+        await client.close()
+    return answers
+
+
+def batching(folder: Path, device: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """Eight robots at a server that shares calls and at one that does not, in turns."""
+    policy = load_policy(folder, device=device)
+    request, horizon = observation(policy), policy.spec.action_horizon
+    found: dict[str, list[float]] = {"shared": [], "alone": []}
+    with (
+        served(folder, device, "--max-batch", str(ROBOTS)) as shared,
+        served(folder, device, "--max-batch", "1") as alone,
+    ):
+        for turn in range(rounds + 1):
+            for name, url in (("shared", shared), ("alone", alone)):
+                begun = time.perf_counter()
+                answers = asyncio.run(crowd(url, request, seconds if turn else 1.0))
+                if turn:  # the first turn is warm-up
+                    found[name].append(answers * horizon / (time.perf_counter() - begun))
+    best = {name: max(rates) for name, rates in found.items()}
+    return {
+        "robots": ROBOTS,
+        "seconds": seconds,
+        "actions_per_second": best,
+        "rounds": found,
+        "ratio_shared_over_alone": best["shared"] / best["alone"],
+    }
+
+
+def main() -> None:
+    """Print and write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=300, help="of the overhead's two sides, each")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each side of a round of batching")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    result: dict[str, Any] = {
+        "device": options.device,
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": software_versions(("torch", "numpy", "websockets", "uvicorn", "starlette", "msgpack")),
+        "overhead": {},
+        "batching": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        for size in SIZES:
+            for px, measure in ((256, "overhead"), (64, "batching")):
+                policy = make_policy(size, px)
+                config = dataclasses.asdict(SIZES[size](action_dim=3, state_dim=3))
+                folder = policy.save(Path(temporary) / f"{size}-{px}", config=config, training={})
+                if measure == "overhead":
+                    result["overhead"][size] = found = overhead(folder, options.device, options.calls)
+                    print(
+                        f"{size}: {json.dumps(found['median_ms'])}, overhead {found['overhead_ms']:.2f} ms", flush=True
+                    )
+                else:
+                    result["batching"][size] = found = batching(folder, options.device, options.seconds, options.rounds)
+                    print(f"ratio {size}_shared_over_alone {found['ratio_shared_over_alone']:.2f}", flush=True)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
