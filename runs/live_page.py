@@ -2,8 +2,9 @@
 
 python runs/live_page.py --output docs/images/live.png
 
-Serves a policy with a small planner, lets one Meta-World robot ask it through the wire at the robot's own pace, opens the
-page in headless Chromium and takes the picture in the middle of the episode.
+Serves a policy with a small planner, lets one Meta-World robot ask it through the wire at the robot's own pace, opens
+the page in headless Chromium and takes the picture in the middle of the episode. Needs the browser of
+`bash runs/setup_extras.sh browser`.
 """
 
 from __future__ import annotations
