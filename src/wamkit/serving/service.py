@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from wamkit.serving.inference import Answer, Call, Inference
 from wamkit.serving.metrics import Metrics
 from wamkit.serving.requests import Request, RequestReader
 from wamkit.types import Imagined
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL = 1
 
@@ -234,6 +237,7 @@ class Session:
             self.service.sessions.remove(self)
             self.service.metrics.connections.labels(self.dialect).dec()
             self.service.inference.forget(self.slot)
+            logger.info("%s: %s has left after %d chunks", self.name, self.peer, self.calls)
             if self.service.watcher is not None:
                 self.service.watcher.ended(self)
 
