@@ -5,7 +5,7 @@
 #   WAMKIT_TEST_WORKERS=4   test processes (2 unless told otherwise)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash runs/setup_extras.sh libero ray clients # run for real here; the development set-up has none of them
+bash runs/setup_extras.sh libero ray clients browser # run for real here; the development set-up has none of them
 
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the test processes share the cores; more threads only wait for each other
