@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from wamkit_client import wire
-from wamkit_client.errors import Busy, ConnectionLost, NotReady
+from wamkit_client.errors import Busy, ConnectionLost, NotReady, ServerError
 
 
 class AsyncClient:
@@ -45,33 +45,43 @@ class AsyncClient:
         self._ssl = ssl
         self._beginning: dict[str, Any] | None = None
         self._lock = asyncio.Lock()
+        self._is_closed = False
         self._was_open = False
+        self._has_begun = True  # the server knows of `_beginning`
         self._connection: ClientConnection | None = None
 
     async def open(self) -> AsyncClient:
-        """Connect.
+        """Connect, also again after `close`.
 
         Raises:
-            ConnectionLost: no server.
-            PermissionError: the server wants another token.
+            What `Client` raises when it is made.
         """
+        self._is_closed = False
         async with self._lock:
-            await self._connected()
+            if self._connection is None:
+                await self._reconnected()
         return self
 
     async def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """See `Client.infer`."""
+        request = wire.write(observation)
         async with self._lock:
-            return await self._ask(wire.write(observation))
+            return await self._ask(request)
 
     async def reset(self, task: str | None = None, *, seed: int | None = None) -> None:
         """See `Client.reset`."""
         async with self._lock:
-            self._beginning = wire.beginning(task, seed)
-            await self._ask(wire.write(self._beginning))
+            before, self._beginning = self._beginning, wire.beginning(task, seed)
+            self._has_begun = False
+            try:
+                await self._ask(None)
+            except ServerError:
+                self._beginning, self._has_begun = before, True
+                raise
 
     async def close(self) -> None:
-        """Leave; the server forgets the episode. A later request connects again."""
+        """Leave; the server forgets the episode. Tasks that wait for an answer get `ConnectionLost`."""
+        self._is_closed = True
         await self._drop()
         self._was_open = False
 
@@ -83,45 +93,56 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, request: bytes) -> dict[str, Any]:
-        until = time.monotonic() + self.timeout_s
-        pauses = wire.pauses()
+    async def _ask(self, request: bytes | None) -> dict[str, Any]:
+        """The answer to a request, or to the beginning of the episode alone."""
+        pauses, breaks, until = wire.pauses(), 0, 0.0
         while True:
+            connection = self._connection
+            if connection is None:
+                connection = await self._reconnected()
+                until = 0.0
+            until = until or time.monotonic() + self.timeout_s
+            reply: dict[str, Any] = {}
             try:
-                return await self._exchange(request, until)
+                if not self._has_begun and self._beginning is not None:
+                    reply = await self._exchange(connection, wire.write(self._beginning), until)
+                    self._has_begun = True
+                return reply if request is None else await self._exchange(connection, request, until)
             except (Busy, NotReady) as error:
-                pause = error.retry_after_s if error.retry_after_s is not None else next(pauses)
+                pause = next(pauses) if error.retry_after_s is None else error.retry_after_s
                 if time.monotonic() + pause > until:
                     raise
                 await asyncio.sleep(pause)
-
-    async def _exchange(self, request: bytes, until: float) -> dict[str, Any]:
-        for is_last in (False, True):
-            connection = await self._connected()
-            try:
-                await connection.send(request)
-                return wire.read(await asyncio.wait_for(connection.recv(), max(0.0, until - time.monotonic())))
-            except TimeoutError:
-                await self._drop()  # its answer may still come, and would be taken for that of the next request
+            except asyncio.TimeoutError:  # before Python 3.11 another class than TimeoutError
                 raise TimeoutError(f"no answer from {self.url} in {self.timeout_s:g} s") from None
-            except asyncio.CancelledError:
-                await self._drop()  # for the same reason
-                raise
             except (ConnectionClosed, OSError) as error:
-                await self._drop()
-                if is_last:
+                if self._is_closed:
+                    raise ConnectionLost(wire.CLOSED) from None
+                breaks += 1
+                if breaks == 2:
                     raise ConnectionLost(f"{self.url} closed the connection twice: {error}") from error
-        raise AssertionError("unreachable")
 
-    async def _connected(self) -> ClientConnection:
-        if self._connection is None:
-            self._connection = connection = await self._connect()
-            self.reconnects += self._was_open
-            self._was_open = True
-            if self._beginning is not None:
-                await connection.send(wire.write(self._beginning))
-                wire.read(await asyncio.wait_for(connection.recv(), self.timeout_s))
-        return self._connection
+    async def _exchange(self, connection: ClientConnection, request: bytes, until: float) -> dict[str, Any]:
+        async def turn() -> bytes | str:
+            await connection.send(request)
+            return await connection.recv()
+
+        try:
+            data = await asyncio.wait_for(turn(), max(0.0, until - time.monotonic()))
+        except BaseException:
+            await self._drop()  # when cancelled, too: a late answer would be taken for that of the next request
+            raise
+        return wire.read(data)
+
+    async def _reconnected(self) -> ClientConnection:
+        self._connection = connection = await self._connect()
+        self._has_begun = self._beginning is None
+        self.reconnects += self._was_open
+        self._was_open = True
+        if self._is_closed:  # meanwhile, by another task, which saw no connection to close
+            await self._drop()
+            raise ConnectionLost(wire.CLOSED)
+        return connection
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -131,28 +152,31 @@ class AsyncClient:
     async def _connect(self) -> ClientConnection:
         until = time.monotonic() + self.reconnect_s
         for pause in wire.pauses():
+            if self._is_closed:
+                raise ConnectionLost(wire.CLOSED)
             try:
                 connection = await connect(
                     self.url,
-                    compression=None,
-                    max_size=None,
                     additional_headers=self._headers,
                     ssl=self._ssl,
                     open_timeout=max(5.0, self.reconnect_s),
-                    close_timeout=1.0,
+                    **wire.options(connect),
                 )
-            except InvalidHandshake as error:
+                self.metadata = await self._told(connection)
+            except (InvalidHandshake, ConnectionClosed, OSError, EOFError, asyncio.TimeoutError) as error:
                 if wire.is_final(error) or time.monotonic() + pause > until:
                     raise wire.refused(self.url, error) from error
-            except (OSError, EOFError) as error:
-                if time.monotonic() + pause > until:
-                    raise ConnectionLost(f"no server answers at {self.url}: {error}") from error
             else:
-                try:
-                    self.metadata = wire.read(await asyncio.wait_for(connection.recv(), self.timeout_s))
-                except BaseException:
-                    await connection.close()
-                    raise
                 return connection
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
+
+    async def _told(self, connection: ClientConnection) -> dict[str, Any]:
+        """What the server says first."""
+        try:
+            return wire.read(await asyncio.wait_for(connection.recv(), self.timeout_s))
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, asyncio.TimeoutError):
+                raise wire.silent(self.url, self.timeout_s) from None
+            raise

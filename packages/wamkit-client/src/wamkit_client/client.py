@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from wamkit_client import wire
-from wamkit_client.errors import Busy, ConnectionLost, NotReady
+from wamkit_client.errors import Busy, ConnectionLost, NotReady, ServerError
 
 
 class Client:
@@ -22,17 +23,20 @@ class Client:
 
     A connection that breaks is made again within `reconnect_s`, and the request that it broke is sent once more. The
     server has forgotten the episode by then, so it goes on as one that begins with that observation, with the same
-    seed; `reconnects` counts how often that happened. One thread at a time talks to the server; others wait.
+    seed; `reconnects` counts how often that happened. One thread at a time talks to the server; others wait. Any of
+    them may `close`, which ends the waiting of the others with `ConnectionLost`.
 
     Args:
         url: `ws://host:port` (`wss://` with TLS).
         token: what the server wants to know its friends by.
-        timeout_s: how long to wait for an answer, a busy server's included.
+        timeout_s: how long to wait for an answer, a busy server's included; reconnecting takes time of its own.
         reconnect_s: how long to wait for a server that is not there; 0 tries once.
         ssl: for `wss://`, certificates to trust other than the system's.
 
     Raises:
-        ConnectionLost: no server.
+        ValueError: no address of a server.
+        ConnectionLost: no server, or one of another kind, which says nothing.
+        MessageError: one that says something else than policy servers do.
         PermissionError: the server wants another token.
     """
 
@@ -54,8 +58,8 @@ class Client:
         self._ssl = ssl
         self._beginning: dict[str, Any] | None = None
         self._lock = threading.Lock()
-        self._is_closed = False
-        self._ending = contextlib.ExitStack()  # of the connection
+        self._closing = threading.Event()
+        self._has_begun = True  # the server knows of `_beginning`
         self._connection: ClientConnection | None = self._connect()
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,33 +69,40 @@ class Client:
             observation: `obs`, `state` and `prompt`, or the names that the server's metadata tells.
 
         Raises:
+            MessageError: something that no message may hold.
             BadRequest: it does not fit the policy.
             Busy: the server stayed busy for `timeout_s`.
             DeadlineMissed: its `deadline_ms` passed before its turn came.
             ServerError: the server failed.
             TimeoutError: no answer in `timeout_s`.
-            ConnectionLost: the server is gone.
+            ConnectionLost: the server is gone, or this client was closed.
         """
+        request = wire.write(observation)
         with self._lock:
-            return self._ask(wire.write(observation))
+            return self._ask(request)
 
     def reset(self, task: str | None = None, *, seed: int | None = None) -> None:
-        """Begin an episode.
+        """Begin an episode. When it fails for want of an answer, the next request begins it.
 
         Args:
             task: its sentence, for requests that name none.
             seed: what every draw of the episode follows from; the server chooses one when `None`.
 
         Raises:
-            What `infer` raises.
+            What `infer` raises; after a `ServerError` the episode before goes on.
         """
         with self._lock:
-            self._beginning = wire.beginning(task, seed)
-            self._ask(wire.write(self._beginning))
+            before, self._beginning = self._beginning, wire.beginning(task, seed)
+            self._has_begun = False
+            try:
+                self._ask(None)
+            except ServerError:
+                self._beginning, self._has_begun = before, True
+                raise
 
     def close(self) -> None:
         """Leave; the server forgets the episode."""
-        self._is_closed = True
+        self._closing.set()
         self._drop()
 
     def __enter__(self) -> Client:
@@ -102,75 +113,105 @@ class Client:
     ) -> None:
         self.close()
 
-    def _ask(self, request: bytes) -> dict[str, Any]:
-        until = time.monotonic() + self.timeout_s
-        pauses = wire.pauses()
+    def _ask(self, request: bytes | None) -> dict[str, Any]:
+        """The answer to a request, or to the beginning of the episode alone."""
+        pauses, breaks, until = wire.pauses(), 0, 0.0
         while True:
+            connection = self._connection
+            if connection is None:
+                connection = self._reconnected()
+                until = 0.0
+            until = until or time.monotonic() + self.timeout_s
+            reply: dict[str, Any] = {}
             try:
-                return self._exchange(request, until)
+                if not self._has_begun and self._beginning is not None:
+                    reply = self._exchange(connection, wire.write(self._beginning), until)
+                    self._has_begun = True
+                return reply if request is None else self._exchange(connection, request, until)
             except (Busy, NotReady) as error:
-                pause = error.retry_after_s if error.retry_after_s is not None else next(pauses)
+                pause = next(pauses) if error.retry_after_s is None else error.retry_after_s
                 if time.monotonic() + pause > until:
                     raise
-                time.sleep(pause)
-
-    def _exchange(self, request: bytes, until: float) -> dict[str, Any]:
-        for is_last in (False, True):
-            connection = self._connected()
-            try:
-                connection.send(request)
-                return wire.read(connection.recv(timeout=max(0.0, until - time.monotonic())))
-            except TimeoutError:
-                self._drop()  # its answer may still come, and would be taken for that of the next request
-                raise TimeoutError(f"no answer from {self.url} in {self.timeout_s:g} s") from None
+                self._closing.wait(pause)
             except (ConnectionClosed, OSError) as error:
-                self._drop()
-                if is_last:
+                if self._closing.is_set():
+                    raise ConnectionLost(wire.CLOSED) from None
+                if isinstance(error, TimeoutError) or time.monotonic() >= until:
+                    raise TimeoutError(f"no answer from {self.url} in {self.timeout_s:g} s") from None
+                breaks += 1
+                if breaks == 2:
                     raise ConnectionLost(f"{self.url} closed the connection twice: {error}") from error
-        raise AssertionError("unreachable")
 
-    def _connected(self) -> ClientConnection:
-        if self._is_closed:
-            raise ConnectionLost("this client was closed; make another")
-        if self._connection is None:
-            self._connection = connection = self._connect()
-            self.reconnects += 1
-            if self._beginning is not None:
-                connection.send(wire.write(self._beginning))
-                wire.read(connection.recv(timeout=self.timeout_s))
-        return self._connection
+    def _exchange(self, connection: ClientConnection, request: bytes, until: float) -> dict[str, Any]:
+        try:
+            with _cut_at(connection, until):
+                connection.send(request)
+            data = connection.recv(timeout=max(0.0, until - time.monotonic()))
+        except BaseException:
+            self._drop()  # after Ctrl-C, too: an answer that still comes would be taken for that of the next request
+            raise
+        return wire.read(data)
+
+    def _reconnected(self) -> ClientConnection:
+        self._connection = connection = self._connect()
+        self._has_begun = self._beginning is None
+        self.reconnects += 1
+        if self._closing.is_set():  # meanwhile, by another thread, which saw no connection to close
+            self._drop()
+            raise ConnectionLost(wire.CLOSED)
+        return connection
 
     def _drop(self) -> None:
-        self._connection = None
-        self._ending.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _connect(self) -> ClientConnection:
         until = time.monotonic() + self.reconnect_s
         for pause in wire.pauses():
+            if self._closing.is_set():
+                raise ConnectionLost(wire.CLOSED)
             try:
-                connection = self._ending.enter_context(
-                    connect(
-                        self.url,
-                        compression=None,
-                        max_size=None,
-                        additional_headers=self._headers,
-                        ssl=self._ssl,
-                        open_timeout=max(5.0, self.reconnect_s),
-                        close_timeout=1.0,
-                    )
+                entered = connect(
+                    self.url,
+                    additional_headers=self._headers,
+                    ssl=self._ssl,
+                    open_timeout=max(5.0, self.reconnect_s),
+                    **wire.options(connect),
                 )
-            except InvalidHandshake as error:
+                connection = entered.__enter__()  # newer versions of websockets connect only here
+                self.metadata = self._told(connection)
+            except (InvalidHandshake, ConnectionClosed, OSError, EOFError) as error:
                 if wire.is_final(error) or time.monotonic() + pause > until:
                     raise wire.refused(self.url, error) from error
-            except (OSError, EOFError) as error:
-                if time.monotonic() + pause > until:
-                    raise ConnectionLost(f"no server answers at {self.url}: {error}") from error
             else:
-                try:
-                    self.metadata = wire.read(connection.recv(timeout=self.timeout_s))
-                except BaseException:
-                    self._ending.close()
-                    raise
                 return connection
-            time.sleep(pause)
+            self._closing.wait(pause)
         raise AssertionError("unreachable")
+
+    def _told(self, connection: ClientConnection) -> dict[str, Any]:
+        """What the server says first."""
+        try:
+            return wire.read(connection.recv(timeout=self.timeout_s))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, TimeoutError):
+                raise wire.silent(self.url, self.timeout_s) from None
+            raise
+
+
+@contextlib.contextmanager
+def _cut_at(connection: ClientConnection, until: float) -> Iterator[None]:
+    """Cut the connection if the block is not done in time: sending to a peer that does not read would never end."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):  # it is closed already
+            socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)  # below TLS, which another thread is using
+
+    watchdog = threading.Timer(max(0.0, until - time.monotonic()), cut)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from wamkit_client.errors import ConnectionLost, server_error
 from wamkit_client.messages import MessageError, pack, unpack
+
+CLOSED = "this client was closed; make another"
 
 _SCHEMES = {"ws": "ws", "http": "ws", "": "ws", "wss": "wss", "https": "wss"}
 
@@ -22,7 +25,11 @@ def endpoint(url: str) -> str:
         ValueError: another scheme, or no host.
     """
     parts = urlsplit(url if "://" in url else f"ws://{url}")
-    if parts.scheme not in _SCHEMES or not parts.hostname:
+    try:
+        is_whole = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        is_whole = False
+    if not is_whole:
         raise ValueError(f"expected an address such as ws://localhost:8000, got {url!r}")
     query = "&".join(filter(None, (parts.query, urlencode({"errors": "reply"}))))
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, parts.path or "/", query, ""))
@@ -72,17 +79,39 @@ def pauses() -> Iterator[float]:
         pause = min(2.0, 2 * pause)
 
 
+def options(connect: Callable[..., Any]) -> dict[str, Any]:
+    """What both clients want of a connection, as far as this version of websockets knows it.
+
+    A server of another project may compute where it should answer pings, so a missing pong is no sign of its end;
+    TCP and `timeout_s` notice one that is gone.
+    """
+    wanted: dict[str, Any] = {"compression": None, "max_size": None, "close_timeout": 0.5, "ping_timeout": None}
+    known = inspect.signature(connect).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
 def refused(url: str, error: Exception) -> Exception:
-    """The error of a server that answers, but not to us; waiting for it does not help."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    body = getattr(getattr(error, "response", None), "body", b"") or b""
-    told = body.decode("utf-8", "replace").strip() or str(error)
-    if status in (401, 403):
+    """The error of a server that cannot be reached, or answers, but not to us."""
+    if isinstance(error, ConnectionLost):
+        return error
+    response = getattr(error, "response", None)
+    if response is None:
+        return ConnectionLost(f"no policy server answers at {url}: {error}")
+    told = (response.body or b"").decode("utf-8", "replace").strip() or str(error)
+    if response.status_code in (401, 403):
         return PermissionError(f"{url} refuses us: {told}")
     return ConnectionLost(f"{url} refuses us: {told}")
 
 
+def silent(url: str, seconds: float) -> ConnectionLost:
+    """The error of a server that says nothing when we come."""
+    return ConnectionLost(
+        f"expected {url} to tell what it serves, as policy servers do at once, and got nothing in {seconds:g} s; "
+        "correct the address and its path"
+    )
+
+
 def is_final(error: Exception) -> bool:
-    """Whether an answer to the first request will not change by waiting."""
+    """Whether the attempt to connect would fail again."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status is not None and 400 <= status < 500
+    return isinstance(error, ConnectionLost) or (status is not None and 400 <= status < 500)
