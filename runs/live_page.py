@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
 
     choose_backend()
-    planner = dataclasses.replace(WAV, iterations=3, num_videos=8, num_values=4)
+    planner = dataclasses.replace(WAV, iterations=3, num_videos=8, num_values=2)
     policy = load_policy(options.policy, planner=planner)
     identity = PolicyIdentity(name=options.policy.name, fingerprint=policy.fingerprint)
     config = ServerConfig(port=0)

@@ -238,6 +238,24 @@ def test_the_token_comes_from_the_address(visitor: Visitor) -> None:
         visitor.until(f"{CALLS} >= 2")
 
 
+def test_a_page_in_the_background_asks_nothing(visitor: Visitor) -> None:
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url))
+    with showing(visitor) as server, acting(server):
+        visitor.page.goto(server.address)
+        visitor.until(f"{CALLS} >= 2")
+        turn = "value => { Object.defineProperty(document, 'hidden', { value, configurable: true }); %s }"
+        turn %= "document.dispatchEvent(new Event('visibilitychange'))"
+        visitor.page.evaluate(turn, True)
+        visitor.page.wait_for_timeout(500)  # a look may be under way
+        before = len(asked)
+        visitor.page.wait_for_timeout(1000)
+        assert len(asked) == before
+        calls = visitor.value(CALLS)
+        visitor.page.evaluate(turn, False)
+        visitor.until(f"{CALLS} >= arg", calls + 3)
+
+
 def test_a_server_that_stops_and_comes_back(visitor: Visitor) -> None:
     with serving() as server, acting(server):
         visitor.page.goto(server.address)

@@ -27,10 +27,11 @@ from wamkit.serving.service import Session
 from wamkit.spec import PolicySpec
 from wamkit.types import Imagined
 
-LOOKS_FOR_S: Final = 5.0
-"""A page that asked so recently is still looking; a hidden one asks every two seconds."""
+LOOKS_FOR_S: Final = 3.0
+"""A page that asked so recently is still looking; one in the background asks nothing."""
 NUM_LATENCIES: Final = 240
 NUM_VALUES: Final = 500
+LARGEST_PICTURE: Final = 640
 NUM_SCORES: Final = 160
 """Scores that are told of each planning iteration; of more, so many from the lowest to the highest."""
 
@@ -234,9 +235,10 @@ class LiveView:
 
 
 def picture(frame: np.ndarray) -> str:
-    """An image `[h, w, 3]` as a data address."""
-    out = io.BytesIO()
-    Image.fromarray(frame).save(out, format="JPEG", quality=88)
+    """An image `[h, w, 3]` as a data address; a large one is made smaller."""
+    out, image = io.BytesIO(), Image.fromarray(frame)
+    image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    image.save(out, format="JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 

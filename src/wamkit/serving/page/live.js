@@ -2,7 +2,7 @@
 // Asks the server what goes on, and shows it. What a robot sends is shown as text, never as markup.
 import { chart, colour, scores } from "./charts.js";
 
-const PAUSE_MS = 400, HIDDEN_MS = 2000, PATIENCE_MS = 8000;
+const PAUSE_MS = 400, PATIENCE_MS = 8000;
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 let chosen = null; // name of the session that is shown
 let observed = null; // number of the call whose pictures are shown
@@ -42,8 +42,9 @@ function views(place, pictures) {
   const names = Object.keys(pictures);
   if (place.dataset.names !== names.join("\n")) {
     place.replaceChildren(...names.map((name) => {
-      const part = tag("div");
-      part.append(tag("img", undefined, { alt: name }), tag("small", name));
+      const part = tag("div"), image = tag("img", undefined, { alt: name });
+      image.addEventListener("load", () => image.classList.toggle("coarse", image.naturalWidth < 200));
+      part.append(image, tag("small", name));
       return part;
     }));
     place.dataset.names = names.join("\n");
@@ -247,11 +248,13 @@ async function look() {
     tell(error.message, "gone");
     observed = film.call = film.key = null; // a server that comes back counts anew
   } finally {
-    if (mine === looks) timer = setTimeout(look, document.hidden ? HIDDEN_MS : PAUSE_MS);
+    // A page in the background asks nothing, so that nothing is imagined for it.
+    if (mine === looks && !document.hidden) timer = setTimeout(look, PAUSE_MS);
   }
 }
 
 at("sessions").addEventListener("click", (event) => choose(event.target.closest("tr")));
 at("sessions").addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(event.target.closest("tr")); } });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 addEventListener("hashchange", () => location.reload());
 look();
