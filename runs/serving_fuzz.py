@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ class Honest:
         number = 0
         while not is_over():
             dialect = turns[number % len(turns)]
-            seed = SEEDS[number % len(SEEDS)]
+            seed = list(self.told)[number % len(self.told)]
             try:
                 await dialect(seed)
             except Exception as error:
@@ -385,7 +385,8 @@ async def attack(
     frames: int,
     seed: int = 0,
     workers: int = 10,
-    slow_bound_s: float | None = 40.0,
+    slow_names: Sequence[str] | None = None,
+    slow_bound_s: float = 60.0,
     bound_s: float = 10.0,
     look: Callable[[Report], None] | None = None,
 ) -> Report:
@@ -397,7 +398,8 @@ async def attack(
         frames: how many hostile ones.
         seed: of them.
         workers: connections that send them at once.
-        slow_bound_s: when slow clients have to be ended at the latest; `None` for none of them.
+        slow_names: slow clients beside them; all kinds when `None`.
+        slow_bound_s: when slow clients have to be ended at the latest.
         bound_s: when honest requests have to be answered at the latest.
         look: called now and then.
     """
@@ -406,7 +408,6 @@ async def attack(
     numbers = iter(range(frames))
 
     async def slow_ones(name: str) -> None:
-        assert slow_bound_s is not None
         while True:
             try:
                 await slow(name, server, report, slow_bound_s)
@@ -422,7 +423,7 @@ async def attack(
             await asyncio.sleep(0.5)
 
     watching = asyncio.ensure_future(looking())
-    slowly = [asyncio.ensure_future(slow_ones(name)) for name in (slow_clients() if slow_bound_s else ())]
+    slowly = [asyncio.ensure_future(slow_ones(name)) for name in slow_names or slow_clients()]
     honest = asyncio.ensure_future(Honest(server, told, report, bound_s).robots(lambda: not is_sending))
     await asyncio.gather(*(Attacker(server, report).go(numbers, seed) for _ in range(workers)))
     is_sending = False

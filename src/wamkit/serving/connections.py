@@ -120,6 +120,7 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.close_timeout = self.transfer_s  # until a client has said goodbye too
         self._rest = bytearray()  # of a message in fragments: those behind the first
 
     def data_received(self, data: bytes) -> None:
