@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from wamkit_client import Client
+from wamkit_client import BadRequest, Client
 
 from wamkit.policy import Policy
 from wamkit.serving.inference import Answer, Call
-from wamkit.serving.live import NUM_SCORES, LiveView, picture
+from wamkit.serving.live import NUM_REFUSALS, NUM_SCORES, LiveView, picture
 from wamkit.serving.requests import Settings
 from wamkit.serving.server import Server
 from wamkit.types import Imagined
@@ -323,6 +323,19 @@ def test_values_that_robots_ask_for_are_shown_without_imagining() -> None:
         shown = look(server)["shown"]
         assert shown["values"] == [] and shown["search"] is None and shown["episodes"] == 2 and shown["steps"] == 0
     assert policy.dreams == 0
+
+
+def test_refused_requests_are_told_when_their_robot_is_gone_too() -> None:
+    with serving() as server:
+        assert look(server)["refused"] == []
+        for width in range(4, 4 + NUM_REFUSALS + 1):
+            with Client(server.url) as client, pytest.raises(BadRequest, match="expected a state of 3 numbers"):
+                client.infer(named(state=np.zeros(width, np.float32)))
+        until(lambda: not look(server)["sessions"])
+        refused = look(server)["refused"]
+    assert [each["session"] for each in refused] == [f"openpi-{number}" for number in (5, 4, 3, 2)]  # newest first
+    assert all("expected a state of 3 numbers" in each["told"] and 0 <= each["ago_s"] < 60 for each in refused)
+    assert refused[0]["peer"].startswith("127.0.0.1:")
 
 
 def test_frames_that_a_robot_asks_for_are_shown_too() -> None:

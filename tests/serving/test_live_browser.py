@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from wamkit_client import Client
+from wamkit_client import BadRequest, Client
 
 from wamkit.policy import Policy
 from wamkit.serving.server import Server
@@ -193,6 +193,9 @@ def test_what_a_robot_says_is_text(visitor: Visitor) -> None:
         visitor.until(f"{CALLS} >= 2")
         assert visitor.value("document.getElementById('task').textContent") == task
         assert visitor.value("document.querySelector('#sessions .task').textContent") == task
+        with Client(server.url) as client, pytest.raises(BadRequest):
+            client.infer(named(explore_config={"<img src=x onerror='window.ran=1'>": 1}))
+        visitor.says("refusals", "<img src=x")
         assert visitor.value("document.querySelectorAll('img[src=x], td script, td svg, #task *').length") == 0
         assert visitor.value("window.ran === undefined")
 

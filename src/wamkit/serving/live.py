@@ -1,4 +1,5 @@
-"""What the live page shows: who is connected, how fast the answers are, and what the policy saw and imagined last.
+"""What the live page shows: who is connected, how fast the answers are, which requests were refused, and what the
+policy saw and imagined last.
 
 Pictures are encoded when somebody looks, in a thread of their own. The future is imagined only while somebody looks,
 after the robot has its answer and when no other waits, so that looking costs robots little; no action depends on it.
@@ -20,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
+from wamkit_client.errors import ServerError
 
 from wamkit.policy import Decision
 from wamkit.serving.inference import Answer, Call
@@ -31,7 +33,9 @@ LOOKS_FOR_S: Final = 3.0
 """A page that asked so recently is still looking; one in the background asks nothing."""
 NUM_LATENCIES: Final = 240
 NUM_VALUES: Final = 500
+NUM_REFUSALS: Final = 4
 LARGEST_PICTURE: Final = 640
+LONGEST_ERROR: Final = 500
 NUM_SCORES: Final = 160
 """Scores that are told of each planning iteration; of more, so many from the lowest to the highest."""
 
@@ -74,6 +78,16 @@ class _Robot:
             self.values.append((step, float(imagined.value[0, 0])))
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """What a robot was told in place of actions."""
+
+    time: float
+    session: str
+    peer: str
+    told: str
+
+
 class LiveView:
     """A `Watcher` of a service, and what the page asks for.
 
@@ -97,6 +111,7 @@ class LiveView:
         self.planner = planner
         self.interval_s = interval_s
         self._robots: dict[int, _Robot] = {}  # by slot, in the order they came
+        self._refusals: deque[_Refusal] = deque(maxlen=NUM_REFUSALS)
         self._lock = threading.Lock()  # the event loop, the policy's thread and those of pages meet here
         self._dreamt = -math.inf  # when something was last imagined
         self._started = time.monotonic()
@@ -131,6 +146,11 @@ class LiveView:
             robot.latencies.append((1000 * (robot.last - call.arrived), 1000 * answer.computed_s))
             if answer.imagined is not None:
                 robot.think(robot.calls, robot.steps, answer.imagined)
+
+    def refused(self, session: Session, error: ServerError) -> None:
+        """A robot got an error in place of its actions; over some dialects it is gone by now."""
+        with self._lock:
+            self._refusals.append(_Refusal(time.monotonic(), session.name, session.peer, f"{error}"[:LONGEST_ERROR]))
 
     def ended(self, session: Session) -> None:
         """A robot left."""
@@ -185,6 +205,10 @@ class LiveView:
             )
             if chosen is not None:
                 chosen.looked = now
+            refusals = [
+                {"session": each.session, "peer": each.peer, "told": each.told, "ago_s": now - each.time}
+                for each in reversed(self._refusals)
+            ]
             robots = [
                 dataclasses.replace(robot, latencies=robot.latencies.copy(), values=robot.values.copy())
                 for robot in self._robots.values()
@@ -205,6 +229,7 @@ class LiveView:
             "waiting": num_waiting,
             "latency_ms": _summary([latency for robot in robots for latency in robot.latencies]),
             "sessions": [_row(robot, now) for robot in robots],
+            "refused": refusals,
             "shown": None if shown is None else self._detail(shown, now, observed, film),
         }
 

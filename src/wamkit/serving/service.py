@@ -75,6 +75,8 @@ class Watcher(Protocol):
 
     def answered(self, session: Session, call: Call, answer: Answer) -> None: ...
 
+    def refused(self, session: Session, error: ServerError) -> None: ...
+
     def ended(self, session: Session) -> None: ...
 
 
@@ -208,6 +210,8 @@ class Session:
             outcome = "ok"
         except ServerError as error:
             outcome = error.kind
+            if self.service.watcher is not None:
+                self.service.watcher.refused(self, error)
             raise
         finally:
             self._last_total_ms = 1000 * (time.monotonic() - arrived)

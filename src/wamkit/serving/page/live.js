@@ -177,6 +177,15 @@ function table(state) {
   at("table").hidden = state.sessions.length === 0;
 }
 
+function refusals(told) {
+  at("refused").hidden = told.length === 0;
+  at("refusals").replaceChildren(...told.map(({ session, peer, told: message, ago_s: since }) => {
+    const item = tag("li", message);
+    item.append(tag("small", `${session} from ${peer}, ${since < 2 ? "now" : `${age(since)} ago`}`));
+    return item;
+  }));
+}
+
 function show(state) {
   const { planner, shown } = state;
   put(at("policy"), state.policy);
@@ -192,6 +201,7 @@ function show(state) {
     ["up for", age(Math.max(2, state.uptime_s)), "fact-up"],
   ]);
   table(state);
+  refusals(state.refused);
   // Stay with a robot until it leaves or another is chosen, but do not wait for one that has asked nothing.
   if (!shown || (shown.name !== chosen && chosen !== null)) forget();
   if (shown && shown.calls) chosen = shown.name;
