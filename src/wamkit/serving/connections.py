@@ -210,12 +210,10 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
             self._fail(1008, f"expected a whole message within {self.transfer_s:g} s")
 
     def _fail(self, code: int, reason: str) -> None:
-        """Close because of what came."""
+        """Close because of what came; a connection that closes already goes on with that."""
         if self.conn.state is State.OPEN:
             self.conn.fail(code, reason)
             self.handle_parser_exception()
-        else:
-            self.transport.close()
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
