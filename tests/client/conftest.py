@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,10 +73,12 @@ class Scripted:
     ) -> None:
         self.url, self.port = "", 0
         self.connections = 0
+        self.open: list[ServerConnection] = []
         self._talk, self._metadata, self._told = talk, metadata or {}, told
 
     def __call__(self, connection: ServerConnection) -> None:
         number, self.connections = self.connections, self.connections + 1
+        self.open.append(connection)
         with contextlib.suppress(Exception):  # what breaks here is what clients are tried with
             if self._told:
                 connection.send(pack(self._metadata))
@@ -92,6 +95,8 @@ def scripted(talk: Callable[[ServerConnection, int], None], *, port: int = 0, **
         script.port = listening.socket.getsockname()[1]
         script.url = f"ws://127.0.0.1:{script.port}"
         yield script
+        for connection in script.open:
+            vanish(connection)
         listening.shutdown()
         thread.join()
 
@@ -103,5 +108,5 @@ def receive(connection: ServerConnection) -> Any:
 
 def vanish(connection: ServerConnection) -> None:
     """End as a machine does that loses its power: without a word."""
-    connection.socket.shutdown(2)
-    connection.socket.close()
+    with contextlib.suppress(OSError):  # has ended already
+        connection.socket.shutdown(socket.SHUT_RDWR)

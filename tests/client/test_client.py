@@ -25,7 +25,7 @@ from wamkit_client import (
     pack,
 )
 from wamkit_client.wire import endpoint, options
-from websockets.sync.client import connect
+from websockets.asyncio.client import connect
 from websockets.sync.server import ServerConnection
 
 from wamkit.serving.server import Server
