@@ -35,12 +35,14 @@ OFTEN = 1e-9  # seconds: imagine at every call
 
 
 class Dreamer(Policy):
-    """The policy, which counts what it imagines beside its answers, and imagines only while the gate is open."""
+    """The policy, which counts what it imagines beside its answers, and decides and imagines when it is let."""
 
+    decides: threading.Event
     gate: threading.Event
     dreams: int
 
     def decide(self, slots: Any, **inputs: Any) -> Any:
+        self.decides.wait()
         decision = super().decide(slots, **inputs)
 
         def imagine() -> Imagined:
@@ -60,7 +62,8 @@ def dreamer(planner: Any = None) -> Dreamer:
     policy = make_policy(planner)
     policy.__class__ = Dreamer
     assert isinstance(policy, Dreamer)
-    policy.gate, policy.dreams = threading.Event(), 0
+    policy.decides, policy.gate, policy.dreams = threading.Event(), threading.Event(), 0
+    policy.decides.set()
     policy.gate.set()
     return policy
 
@@ -89,8 +92,13 @@ def until(found: Callable[[], Any]) -> Any:
     while time.monotonic() < end:
         if value := found():
             return value
-        time.sleep(0.005)
+        time.sleep(0.01)
     pytest.fail("it never came")
+
+
+def is_rested(server: Server) -> bool:
+    """Whether somebody looks at a robot whose next call will be imagined at."""
+    return any(server.app.live.wants(slot) for slot in list(server.app.live._robots))
 
 
 @contextlib.contextmanager
@@ -99,15 +107,17 @@ def watching(server: Server) -> Iterator[None]:
     is_over = threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(0.01):
+        while not is_over.wait(0.05):
             look(server)
 
     look(server)
     thread = threading.Thread(target=watch)
     thread.start()
-    yield
-    is_over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def pixels(address: str) -> np.ndarray:
@@ -214,10 +224,11 @@ def test_looking_changes_no_action(planner: Any) -> None:
     with serving(policy, imagine_every_s=OFTEN) as server, Client(server.url) as client, watching(server):
         client.reset(seed=5)
         chunks = []
-        for row in (0, 4, 8, 12):
+        for row in (0, 4, 8):
+            until(lambda: is_rested(server))
             chunks.append(client.infer(named(row, executed=4))["actions"])
-            until(lambda: policy.dreams == len(chunks))
-    for chunk, wanted in zip(chunks, alone([0, 4, 8, 12], seed=5, executed=4, planner=planner), strict=True):
+            until(lambda: (look(server)["shown"]["film"] or {}).get("call") == len(chunks))
+    for chunk, wanted in zip(chunks, alone([0, 4, 8], seed=5, executed=4, planner=planner), strict=True):
         assert np.array_equal(chunk, wanted)
 
 
@@ -289,12 +300,50 @@ def test_the_robot_has_its_answer_before_anything_is_imagined() -> None:
         assert until(lambda: look(server)["shown"]["film"])["call"] == 1
 
 
+def test_the_future_is_imagined_though_another_robot_waits() -> None:
+    policy = dreamer()
+    with serving(policy, imagine_every_s=OFTEN) as server, Client(server.url) as first, Client(server.url) as second:
+        watched = names(look(server))[0]
+        look(server, session=watched)
+        server.app.live._robots[max(server.app.live._robots)].looked -= 60  # nobody looks at the second
+        policy.decides.clear()
+        robots = [threading.Thread(target=client.infer, args=(named(),)) for client in (first, second)]
+        inference = server.app.service.inference
+        try:
+            robots[0].start()
+            until(lambda: inference._robots and inference.num_waiting == 0)  # its turn has begun
+            robots[1].start()
+            until(lambda: inference.num_waiting == 1)
+        finally:
+            policy.decides.set()
+        for robot in robots:
+            robot.join()
+        assert policy.dreams == 1 and look(server, session=watched)["shown"]["film"]["call"] == 1
+
+
+def test_imagining_takes_a_small_share_of_the_time() -> None:
+    policy = dreamer()
+    with serving(policy, imagine_every_s=OFTEN) as server, Client(server.url) as client, watching(server):
+        policy.gate.clear()
+        client.infer(named())
+        time.sleep(0.2)
+        policy.gate.set()
+        until(lambda: policy.dreams == 1)
+        until(lambda: not is_rested(server))
+        client.infer(named(1, executed=4))  # within 0.8 s
+        assert policy.dreams == 1
+        until(lambda: is_rested(server))
+        client.infer(named(2, executed=4))
+        until(lambda: policy.dreams == 2)
+
+
 def test_each_of_two_pages_sees_its_robot_imagine() -> None:
     with serving(imagine_every_s=OFTEN) as server, Client(server.url) as first, Client(server.url) as second:
         pages = names(look(server))
         for page in pages:
             look(server, session=page)
         for client, page in ((first, pages[0]), (second, pages[1])):
+            until(lambda: is_rested(server))
             client.infer(named())
             assert until(lambda page=page: look(server, session=page)["shown"]["film"])["call"] == 1
 
@@ -303,11 +352,10 @@ def test_a_failure_to_imagine_is_nobodys(caplog: pytest.LogCaptureFixture) -> No
     policy = dreamer()
     with serving(policy, imagine_every_s=OFTEN) as server, Client(server.url) as client, watching(server):
         client.infer(named(prompt="break"))
-        until(lambda: policy.dreams == 1)
+        until(lambda: "robots are served all the same" in caplog.text and is_rested(server))
         client.infer(named(1, executed=4))
         assert until(lambda: look(server)["shown"]["film"])["call"] == 2
         assert client.reconnects == 0
-    assert "robots are served all the same" in caplog.text
 
 
 def test_values_that_robots_ask_for_are_shown_without_imagining() -> None:

@@ -124,8 +124,8 @@ class Inference:
         batching: how calls are shared.
         settings: those of calls that ask for no other.
         on_batch: told the size and the seconds of each call, in this thread.
-        daydream: told after an answer which call was answered and what can be imagined beside it, when nobody waits;
-            in this thread. `wants` says beforehand whether it would.
+        daydream: told after an answer which call was answered and what can be imagined beside it, in this thread, when
+            `wants` says that it would.
         wants: whether a slot's next call is of interest to `daydream`; such a call gets a batch of its own.
     """
 
@@ -395,7 +395,7 @@ class Inference:
             )
         if self._on_batch is not None:
             self._on_batch(len(calls), computed)
-        if decision is not None and len(calls) == 1 and not self._waiting and self._wants(calls[0].slot):
+        if decision is not None and len(calls) == 1 and self._wants(calls[0].slot):
             self._dream(calls[0], decision)
 
     def _dream(self, call: Call, decision: Decision) -> None:

@@ -2,7 +2,7 @@
 policy saw and imagined last.
 
 Pictures are encoded when somebody looks, in a thread of their own. The future is imagined only while somebody looks,
-after the robot has its answer and when no other waits, so that looking costs robots little; no action depends on it.
+after the robot has its answer and for a small share of the policy's time; no action depends on it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from wamkit.types import Imagined
 
 LOOKS_FOR_S: Final = 3.0
 """A page that asked so recently is still looking; one in the background asks nothing."""
+REST: Final = 4.0
+"""After imagining the policy serves robots alone for this many times as long, however long it took."""
 NUM_LATENCIES: Final = 240
 NUM_VALUES: Final = 500
 NUM_REFUSALS: Final = 4
@@ -95,7 +97,7 @@ class LiveView:
         spec: of the policy.
         name: of the policy.
         planner: its settings, for people.
-        interval_s: least time between two imaginations for the page; 0 imagines none.
+        interval_s: least time between two imaginations for the page, see `REST` too; 0 imagines none.
 
     Raises:
         ValueError: an interval out of range.
@@ -113,7 +115,7 @@ class LiveView:
         self._robots: dict[int, _Robot] = {}  # by slot, in the order they came
         self._refusals: deque[_Refusal] = deque(maxlen=NUM_REFUSALS)
         self._lock = threading.Lock()  # the event loop, the policy's thread and those of pages meet here
-        self._dreamt = -math.inf  # when something was last imagined
+        self._rests_until = -math.inf  # before then nothing is imagined
         self._started = time.monotonic()
 
     # In the event loop.
@@ -166,14 +168,16 @@ class LiveView:
         now = time.monotonic()
         with self._lock:
             robot = self._robots.get(slot)
-            return robot is not None and now - robot.looked < LOOKS_FOR_S and now - self._dreamt >= self.interval_s
+            return robot is not None and now - robot.looked < LOOKS_FOR_S and now >= self._rests_until
 
     def daydream(self, call: Call, decision: Decision) -> None:
         """Imagine what goes with the actions that a robot has already got."""
+        begun = time.monotonic()
         try:
             imagined = decision.imagine()
         finally:
-            self._dreamt = time.monotonic()
+            now = time.monotonic()
+            self._rests_until = now + max(self.interval_s, REST * (now - begun))
         with self._lock:
             robot = self._robots.get(call.slot)
             if robot is None:

@@ -75,7 +75,7 @@ function future(robot, state) {
   at("imagined").hidden = at("progress").parentElement.hidden = !told;
   at("no-future").hidden = Boolean(told);
   put(at("no-future"), state.imagine_every_s > 0
-    ? "Nothing yet: the server imagines while this page is open, at a robot's next call for which no other has to wait."
+    ? "Nothing yet: the server imagines while this page is open, at the robot's next call."
     : "The server was told to imagine nothing for this page (--imagine-every-s 0).");
   put(at("dreamt"), told ? ago(robot.calls - told.call) : "");
   if (key === film.key) return;
