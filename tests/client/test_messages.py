@@ -95,6 +95,7 @@ def array(**changes: Any) -> bytes:
         (msgpack.packb({1: 2}), "none"),
         (msgpack.packb(msgpack.ExtType(4, b"x")), "none"),
         (msgpack.packb([{}] * 2000), "at most 1024 maps"),
+        (msgpack.packb([[[]] * 4000] * 20), "at most 65536 items"),
         (array(dtype="|O"), "dtype"),
         (array(dtype="<c8"), "dtype"),
         (array(dtype="|V8"), "dtype"),

@@ -1,0 +1,300 @@
+"""Which action is run when: chunks that are run out, and chunks that are asked for ahead of time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from wamkit_client import ChunkBroker, Client, RealTimeChunks, ServerError
+
+from wamkit.serving.server import Server
+
+from ..serving.conftest import TASK, alone, observation
+
+
+class Counting:
+    """Answers its n-th request (from 0) with actions 100 n, 100 n + 1, …, when it is let; the gripper is -n.
+
+    Args:
+        steps: of a chunk.
+        channels: of an action; the last one drives the gripper.
+    """
+
+    def __init__(self, steps: int = 6, channels: int = 2) -> None:
+        self.metadata = {"execution_horizon": 4, "gripper_channels": [channels - 1]}
+        self.requests: list[Mapping[str, Any]] = []
+        self.failures: list[BaseException] = []
+        self.gate = threading.Semaphore(0)
+        self.steps, self.channels = steps, channels
+
+    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        number = len(self.requests)
+        self.requests.append(observation)
+        assert self.gate.acquire(timeout=10)
+        if self.failures:
+            raise self.failures.pop()
+        actions = np.repeat(100.0 * number + np.arange(self.steps)[:, None], self.channels, axis=1)
+        actions[:, -1] = -number
+        actions.setflags(write=False)  # as those that come through the wire
+        return {"actions": actions, "number": number}
+
+    def let(self, chunks: RealTimeChunks) -> None:
+        """Answer the request under way."""
+        self.gate.release()
+        assert chunks.wait(10)
+
+
+def run(chunks: RealTimeChunks, steps: int, first: int = 0) -> list[float | None]:
+    """First channels of what is run in some steps; each step's observation is its number."""
+    actions = [chunks.poll({"step": first + step}) for step in range(steps)]
+    return [None if action is None else float(action[0]) for action in actions]
+
+
+def asked(server: Counting) -> list[tuple[int, int]]:
+    return [(request["step"], request["executed"]) for request in server.requests]
+
+
+# ChunkBroker
+
+
+def test_a_chunk_is_run_before_the_next_is_asked_for() -> None:
+    server = Counting()
+    server.gate.release(10)
+    broker = ChunkBroker(server)
+    actions = [broker.act({"step": step})[0] for step in range(10)]
+    assert actions == [0, 1, 2, 3, 100, 101, 102, 103, 200, 201]
+    assert asked(server) == [(0, 0), (4, 4), (8, 4)]
+    counts = broker.counts
+    assert (counts.steps, counts.requests, counts.waits, counts.dropped) == (10, 3, 3, 0) and counts.waited_s > 0
+    assert broker.last["number"] == 2
+    broker.reset()
+    assert broker.counts.steps == 0 and broker.act({"step": 10})[0] == 300 and asked(server)[-1] == (10, 0)
+
+
+@pytest.mark.parametrize(("horizon", "steps", "wanted"), [(2, 6, 2), (6, 6, 6), (9, 6, 6), (4, 3, 3)])
+def test_the_shorter_of_chunk_and_horizon_is_run(horizon: int, steps: int, wanted: int) -> None:
+    server = Counting(steps)
+    server.gate.release(10)
+    broker = ChunkBroker(server, execution_horizon=horizon)
+    for step in range(wanted + 1):
+        broker.act({"step": step})
+    assert asked(server) == [(0, 0), (wanted, wanted)]
+
+
+def test_after_an_error_the_broker_asks_again() -> None:
+    server = Counting()
+    server.gate.release(10)
+    broker = ChunkBroker(server)
+    for step in range(4):
+        broker.act({"step": step})
+    server.failures = [ServerError("broken")]
+    with pytest.raises(ServerError, match="broken"):
+        broker.act({"step": 4})
+    assert broker.act({"step": 5})[0] == 200 and asked(server) == [(0, 0), (4, 4), (5, 4)]
+
+
+# RealTimeChunks
+
+
+def test_the_old_chunk_runs_while_the_next_is_computed() -> None:
+    server = Counting()
+    with RealTimeChunks(server, ask_after=2, blend=0) as chunks:
+        assert run(chunks, 3) == [None, None, None]  # nothing to run yet, and nothing that was missed
+        server.let(chunks)
+        assert run(chunks, 2, 3) == [0, 1]
+        assert run(chunks, 3, 5) == [2, 3, 4]  # step 5 asked; its answer is on its way
+        server.let(chunks)
+        assert run(chunks, 2, 8) == [103, 104]  # 100 to 102 were for steps 5 to 7
+        server.let(chunks)
+        assert asked(server) == [(0, 0), (5, 2), (8, 3)]
+        counts = chunks.counts
+        assert (counts.steps, counts.requests, counts.dropped, counts.waits) == (7, 3, 3, 0)
+
+
+def test_by_default_half_a_horizon_is_run_before_the_next_request() -> None:
+    server = Counting()
+    with RealTimeChunks(server) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        run(chunks, 3, 1)
+        server.let(chunks)
+    assert (chunks.ask_after, chunks.sudden, chunks.blend) == (2, (1,), 2) and asked(server) == [(0, 0), (2, 2)]
+
+
+def test_the_seam_is_blended_but_grippers_are_not() -> None:
+    server = Counting(steps=8, channels=3)
+    with RealTimeChunks(server, ask_after=2, blend=3) as chunks:
+        server.gate.release()
+        assert [chunks.act({"step": step})[0] for step in range(2)] == [0, 1]
+        assert run(chunks, 1, 2) == [2]
+        server.let(chunks)
+        actions = [chunks.poll({"step": step}) for step in range(3, 7)]
+        server.gate.release()
+    # Of the old chunk 3, 4, 5 were to come, of the new one 101, 102, 103 are: a quarter of the new one first.
+    wanted = [0.75 * 3 + 0.25 * 101, 0.5 * 4 + 0.5 * 102, 0.25 * 5 + 0.75 * 103, 104]
+    assert [None if action is None else action.tolist() for action in actions] == [[x, x, -1] for x in wanted]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_no_more_is_blended_than_is_left_of_the_old_chunk(left: int) -> None:
+    server = Counting(steps=6)
+    with RealTimeChunks(server, ask_after=1, blend=3) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        server.steps = 8
+        run(chunks, 5 - left, 1)  # so many actions of the new chunk are late
+        server.let(chunks)
+        given = run(chunks, 2, 6 - left)
+        server.let(chunks)
+    assert given == ([(5 + 104) / 2, 105] if left else [105, 106])
+
+
+def test_a_chunk_that_is_too_late_altogether_is_not_run() -> None:
+    server = Counting(steps=4)
+    with RealTimeChunks(server, ask_after=1, blend=2) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        server.steps = 3  # shorter than what is left of the old one: all of it is late after three more steps
+        assert run(chunks, 3, 1) == [1, 2, 3]
+        assert run(chunks, 2, 4) == [None, None]
+        server.let(chunks)
+        assert run(chunks, 1, 6) == [None]  # asks anew
+        assert chunks.counts.dropped == 3
+        server.let(chunks)
+        assert run(chunks, 1, 7) == [200]  # the robot held still meanwhile, so nothing is late
+    assert asked(server) == [(0, 0), (1, 1), (6, 3)]
+
+
+def test_what_is_left_of_a_chunk_outlives_an_answer_that_is_too_late() -> None:
+    server = Counting(steps=8)
+    with RealTimeChunks(server, ask_after=1, blend=0) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        server.steps = 2
+        assert run(chunks, 3, 1) == [1, 2, 3]
+        server.let(chunks)
+        assert run(chunks, 2, 4) == [4, 5]
+        server.let(chunks)
+    assert asked(server) == [(0, 0), (1, 1), (4, 3)]
+
+
+def test_a_robot_that_can_wait_waits() -> None:
+    server = Counting(steps=3)
+    with RealTimeChunks(server, ask_after=3, blend=0) as chunks:
+        for step in range(7):
+            server.gate.release()  # answers come at once, and yet only when the chunk is over
+            assert chunks.act({"step": step})[0] == 100 * (step // 3) + step % 3
+        counts = chunks.counts
+        assert (counts.steps, counts.requests, counts.waits) == (7, 3, 3) and counts.waited_s > 0
+
+
+def test_an_error_is_raised_once_and_the_chunk_goes_on() -> None:
+    server = Counting()
+    with RealTimeChunks(server, ask_after=2, blend=0) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        assert run(chunks, 2, 1) == [1, 2]  # step 2 asked
+        server.failures = [ServerError("broken")]
+        server.let(chunks)
+        with pytest.raises(ServerError, match="broken"):
+            chunks.poll({"step": 3})
+        assert run(chunks, 1, 3) == [3]  # and asked again
+        server.let(chunks)
+        assert run(chunks, 1, 4) == [201]
+    # Two actions were run when the request that failed was sent, three when the next one was.
+    assert asked(server)[:3] == [(0, 0), (2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_answer_without_a_chunk(ahead: bool) -> None:
+    class Other(Counting):
+        def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {"action": [0.0]}
+
+    broker = RealTimeChunks(Other()) if ahead else ChunkBroker(Other())
+    with pytest.raises(ValueError, match=r"expected 'actions' of shape \(steps, channels\).*\['action'\]"):
+        broker.act({})
+
+
+def test_resetting_drops_what_is_under_way() -> None:
+    server = Counting()
+    with RealTimeChunks(server, ask_after=1, blend=2) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        run(chunks, 2, 1)
+        server.gate.release()
+        chunks.reset()
+        assert chunks.counts.requests == 0 and run(chunks, 1, 3) == [None]
+        server.let(chunks)
+        assert run(chunks, 2, 4) == [200, 201] and asked(server)[2] == (3, 0)
+        server.let(chunks)
+
+
+def test_actions_may_be_changed() -> None:
+    server = Counting()
+    server.gate.release(2)
+    with RealTimeChunks(server, blend=0) as chunks:
+        for broker in (ChunkBroker(server), chunks):
+            broker.act({"step": 0})[:] = 7
+            assert broker.act({"step": 1})[0] % 100 == 1
+
+
+def test_closing_does_not_wait_for_an_answer() -> None:
+    server = Counting()
+    with RealTimeChunks(server) as chunks:
+        chunks.poll({"step": 0})
+        assert not chunks.wait(0.01)
+    assert not chunks.wait(0.01)  # the block has ended, the request has not
+    server.let(chunks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ask_after": 0}, "ask_after of 1 or more"),
+        ({"ask_after": 1, "blend": -1}, "blend of 0 or more"),
+        ({}, "does not say how many actions"),
+    ],
+)
+def test_numbers_out_of_range(settings: dict[str, Any], words: str) -> None:
+    server = Counting()
+    server.metadata = {}
+    with pytest.raises(ValueError, match=words):
+        RealTimeChunks(server, **settings)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "words"), [(0, "execution_horizon of 1 or more"), (None, "name execution_horizon")]
+)
+def test_horizons_out_of_range(horizon: int | None, words: str) -> None:
+    server = Counting()
+    server.metadata = {}
+    with pytest.raises(ValueError, match=words):
+        ChunkBroker(server, execution_horizon=horizon)
+
+
+# With a real server
+
+
+def test_a_served_policy_chunk_by_chunk(server: Server) -> None:
+    with Client(server.url) as client:
+        client.reset(TASK, seed=3)
+        broker = ChunkBroker(client)
+        actions = [broker.act(observation(row)) for row in range(8)]
+    wanted = [chunk[:4] for chunk in alone([0, 4], seed=3, executed=4)]
+    assert np.array_equal(actions, np.concatenate(wanted))
+
+
+def test_a_served_policy_ahead_of_time(server: Server) -> None:
+    with Client(server.url) as client, RealTimeChunks(client, blend=0) as chunks:
+        assert (chunks.ask_after, chunks.sudden) == (2, (2,))
+        client.reset(TASK, seed=3)
+        actions = []
+        for row in range(4):
+            actions.append(chunks.act(observation(row)))
+            chunks.wait()
+    first, second = alone([0, 2], seed=3, executed=2)
+    assert np.array_equal(actions, [*first[:3], second[1]])  # asked after two actions, there one action later
