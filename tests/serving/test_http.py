@@ -188,6 +188,18 @@ def test_forms_that_do_not_fit_are_told(server: Server, changes: dict[str, bytes
     assert status == 400 and told in answer["error"] and answer["kind"] == "bad_request"
 
 
+def test_a_form_that_is_only_to_be_remembered_gets_no_actions(server: Server) -> None:
+    told = {"instruction": TASK, "compute_kv_cache": True}
+    status, body, headers = predict(server, "remembers", json=json.dumps(told).encode())
+    assert (status, body, headers["X-Action-Shape"]) == (200, b"", "0,3")
+
+
+def test_large_parts_are_not_written_to_disk(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    status, body, _ = predict(server, "large", front=bytes(1_050_000))
+    assert status == 400 and "expected 3072 bytes as 'front', got 1050000" in json.loads(body)["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "told"),
     [
@@ -214,6 +226,9 @@ def test_bodies_that_are_no_form_are_told(server: Server, body: bytes, kind: str
             {"front": FRONT.astype(int).tolist(), "wrist": (WRIST.astype(int) + 300).tolist(), "state": [0, 0, 0]},
             "camera 'wrist'",
         ),
+        ({"front": ["x" * 20_000] + [""] * 20_000}, "numbers"),  # 2 GB, were it an array of texts
+        ({"front": [[10**400]]}, "numbers"),
+        ({"front": FRONT.tolist(), "wrist": WRIST.tolist(), "state": [10**400, 0, 0]}, "'state' of finite numbers"),
         ({"front": {"__numpy__": "!!", "dtype": "|u1", "shape": [1]}}, "base64"),
         ({"front": {"__numpy__": "AAAA", "dtype": "|O", "shape": [3]}}, "dtype"),
         ({"front": {"__numpy__": "AAAA", "dtype": "|u1", "shape": [4]}}, "expected 4 bytes"),

@@ -217,6 +217,16 @@ def test_a_robot_that_has_left_is_not_computed_for(inference: Inference, gate: G
     assert stays.result() and first.result() and gate.calls == [1, 1]
 
 
+def test_a_call_of_a_slot_that_was_given_back_does_not_open_it_again(inference: Inference, gate: Gate) -> None:
+    first, slot = hold(inference, gate), inference.new_slot()
+    gone = ask(inference, slot, seed=1)
+    inference.forget(slot)  # its robot has left, and the news that its call was cancelled is still on its way
+    gate.gate.set()
+    first.result()
+    ask(inference, inference.new_slot(), seed=0).result()
+    assert gone.cancelled() and slot not in gate._slots
+
+
 def test_slots_given_back_leave_nothing(inference: Inference, gate: Gate) -> None:
     slots = [inference.new_slot() for _ in range(20)]
     for slot in slots:

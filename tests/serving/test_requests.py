@@ -22,6 +22,17 @@ FRONT, WRIST = observation()["obs"]
 STATE = EPISODE.state[0]
 
 
+LARGE = {"explore_steps": 20, "dynamic_groups": 64, "value_groups": 32}
+SMALL = {"explore_steps": 3, "dynamic_groups": 30, "value_groups": 10}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def libero_like(*cameras: str) -> RequestReader:
     size = SPEC.robot.cameras[0]
     views = tuple(CameraSpec(name=name, height=size.height, width=size.width) for name in cameras)
@@ -218,6 +229,19 @@ BIG = np.zeros((2, 48, 48, 3), np.uint8)
         (observation(deadline_ms=-1), "deadline_ms"),
         (observation(deadline_ms=float("nan")), "deadline_ms"),
         (observation(deadline_ms="soon"), "deadline_ms"),
+        # what looks at first like something else
+        (observation(state=[10**400, 0, 0]), "'state' of finite numbers"),
+        (observation(batching=np.arange(3)), "batching to be 'exact' or 'free', got int64 of shape"),
+        (observation(explore_config=np.arange(3)), "'explore_config' as a map"),
+        (observation(explore_config={"sigma_decay": 10**400}), "a number for each setting.*sigma_decay"),
+        (observation(explore_config={"sigma_decay": nested(900)}), "a number for each setting.*sigma_decay"),
+        (observation(cameras=nested(900)), "cameras in the order"),
+        (observation(cameras=[np.arange(3), "wrist"]), "cameras in the order"),
+        (observation(seed=nested(900)), "seed as a whole number"),
+        (observation(seed={"a": nested(900)}), "seed as a whole number.*got a map with the keys"),
+        (observation(reset="x" * 10**6), "reset to be true or false"),
+        (observation(explore_config=LARGE), "at most 65536 rounds times videos times values times steps, got 122880"),
+        (observation(explore_config=SMALL, num_inference_steps=100), "lower explore_config or num_inference_steps"),
     ],
 )
 def test_what_does_not_fit_is_told(message: Any, told: str) -> None:

@@ -106,6 +106,17 @@ BOMB = encoded("png", np.zeros((4000, 4000, 3), np.uint8))
         (frame("observation", {}, seq=-1), "'seq' as a whole number"),
         (frame("observation", {}, seq="1"), "'seq' as a whole number"),
         (frame("hello", {"protocol_version": 9}), "protocol_version 1, got 9"),
+        (frame("hello", {"protocol_version": np.arange(3)}), "protocol_version 1, got ndarray"),
+        (pack({"type": np.arange(3), "payload": {}, "seq": 1, "timestamp": 0}), "type hello.*got ndarray"),
+        (frame("observation", seen(compute_kv_cache=True)), "an observation with images, which is answered"),
+        (frame("observation", {"reset": True, "prompt": "go"}), "an observation with images, which is answered"),
+        (
+            frame(
+                "observation",
+                seen(images={"front": {"__image__": True, "format": np.arange(3), "data": b""}, "wrist": WRIST}),
+            ),
+            "png, jpeg or raw, got ndarray",
+        ),
         (frame("observation", {}), "no image of any camera came"),
         (frame("observation", seen(extra=1)), "unknown keys 'extra'"),
         (frame("observation", seen(images={"front": BOMB, "wrist": WRIST})), "4000x4000"),
@@ -140,4 +151,20 @@ def test_what_does_not_fit_is_told_and_the_connection_goes_on(server: Server, me
         assert reply["type"] == "error" and reply["payload"]["kind"] == "bad_request"
         with pytest.raises(AssertionError, match=told):
             raise AssertionError(reply["payload"]["error"])
+        assert ask(connection, frame("observation", seen()))["type"] == "action"
+
+
+def test_a_shorter_chunk_is_handed_out_to_its_end(server: Server) -> None:
+    with connect(f"{server.url}/vla-eval") as connection:
+        for row in range(4):
+            reply = ask(connection, frame("observation", seen(row, execution_step=2)))
+            assert reply["type"] == "action" and reply["payload"]["actions"].shape == (3,)
+
+
+def test_a_clients_own_error_is_only_logged(server: Server) -> None:
+    deep: Any = 0
+    for _ in range(500):
+        deep = [deep]
+    with connect(f"{server.url}/vla-eval") as connection:
+        connection.send(frame("error", {"error": deep}))
         assert ask(connection, frame("observation", seen()))["type"] == "action"
