@@ -354,7 +354,7 @@ def main() -> int:
     option = parser.add_argument
     option("--policy", type=Path, default=Path("zoo/wav-metaworld-small"))
     option("--tasks", nargs="+", default=["drawer-open-v3", "window-open-v3"])
-    option("--delays-ms", nargs="+", type=float, default=[0, 100, 200, 400], help="put between request and answer")
+    option("--delays-ms", nargs="+", type=float, default=[0, 100, 200, 400, 800], help="put into answers")
     option("--compute-ms", type=float, default=100.0, help="of a request, on the virtual clock (default %(default)s)")
     option("--rate-hz", type=float, default=20.0, help="control rate (default %(default)s)")
     option("--episodes", type=int, default=30, help="layouts per setting, virtual clock (default %(default)s)")
@@ -362,33 +362,42 @@ def main() -> int:
     option("--layout-seed", type=int, default=1042, help="as in protocol metaworld/v1 (default %(default)s)")
     option("--max-ticks", type=int, default=500)
     option("--robots", type=int, default=6, help="that share the server, virtual clock (default %(default)s)")
-    option("--output", type=Path)
+    option("--parts", nargs="+", default=["virtual", "real"], choices=["virtual", "real"], help="clocks to run")
+    option("--output", type=Path, help="where the other part is kept, if it is there already")
     options = parser.parse_args()
+    settings = {key: value for key, value in vars(options).items() if key not in ("output", "parts", "delays_ms")}
+    settings |= {"policy": str(options.policy), "ask_after": "half of the execution horizon"}
     result: dict[str, Any] = {
-        "settings": {key: value for key, value in vars(options).items() if key not in ("output", "policy")}
-        | {"policy": str(options.policy), "ask_after": "half of the execution horizon"},
+        "settings": settings,
         "versions": software_versions(("torch", "numpy", "websockets", "wamkit-client", *SIMULATORS)),
     }
+    if options.output and options.output.exists():
+        earlier = json.loads(options.output.read_text())
+        if all(earlier[key] == value for key, value in result.items()):
+            result = earlier
     with serving(options.policy) as url:
         robot = Robot(url, options.layout_seed, options.max_ticks)
         result["horizons"] = {key: robot.client.metadata[key] for key in ("execution_horizon", "action_horizon")}
-        result["measured_request_seconds"] = time_requests(robot, options.tasks[0])
-        print(f"a request takes {1000 * result['measured_request_seconds']:.0f} ms", flush=True)
-        result["virtual_clock"] = virtual_study(options, url)
-        keep(options.output, result)
-        if options.real_episodes:
-            result["real_clock"] = real_study(options, robot)
+        result["lone_request_seconds"] = time_requests(robot, options.tasks[0])
+        print(f"a request takes {1000 * result['lone_request_seconds']:.0f} ms", flush=True)
+        if "virtual" in options.parts:
+            rows = virtual_study(options, url, result.get("virtual_clock", {}).get("rows", []))
+            result["virtual_clock"] = {"rows": rows, "all_tasks": totals(rows)}
+            keep(options.output, result)
+        if "real" in options.parts:
+            result["real_clock"] = {"rows": real_study(options, robot), "load_before": os.getloadavg()[0]}
             keep(options.output, result)
         robot.client.close()
     return 0
 
 
-def virtual_study(options: argparse.Namespace, url: str) -> list[dict[str, Any]]:
-    """Success, with every delay and method."""
+def virtual_study(options: argparse.Namespace, url: str, earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Success, with every delay and method; rows of an earlier run are kept."""
     begun = time.monotonic()
     waits = {"instant": 0}
     for delay in options.delays_ms:
         waits[f"{delay:g}"] = math.ceil((delay + options.compute_ms) / 1000 * options.rate_hz - 1e-9)
+    known = {(row["task"], row["delay_ms"], row["method"]): row for row in earlier}
     settings = [
         (task, delay, method, ticks)
         for task in options.tasks
@@ -397,31 +406,39 @@ def virtual_study(options: argparse.Namespace, url: str) -> list[dict[str, Any]]
         if delay != "instant" or method == "wait"
     ]
     jobs = {
-        (task, ticks, method): [
+        (task, delay, method): [
             Job(task=task, layout=layout, method=method, ticks=ticks) for layout in range(options.episodes)
         ]
-        for task, _, method, ticks in settings
+        for task, delay, method, ticks in settings
+        if (task, delay, method) not in known
     }
     courses = run_virtual(options, url, [job for each in jobs.values() for job in each])
     rows = []
     for task, delay, method, ticks in settings:
-        mine = [courses[job] for job in jobs[task, ticks, method]]
-        rows.append({"task": task, "delay_ms": delay, "ticks": ticks, "method": method} | score(mine, options.rate_hz))
+        key = {"task": task, "delay_ms": delay, "ticks": ticks, "method": method}
+        mine = [courses[job] for job in jobs.get((task, delay, method), [])]
+        rows.append(key | score(mine, options.rate_hz) if mine else known[task, delay, method])
         show(rows[-1])
-    for _, delay, method, _ in settings[: len(settings) // len(options.tasks)]:
-        every = [row for row in rows if (row["delay_ms"], row["method"]) == (delay, method)]
-        show({"task": "all"} | total(every))
     print(f"virtual clock: {time.monotonic() - begun:.0f} s", flush=True)
     return rows
 
 
-def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of several tasks as one, for the eye."""
-    solved, episodes = (sum(row[key] for row in rows) for key in ("successes", "episodes"))
-    means = ("idle_share", "seam_jump", "requests_per_episode", "mean_seconds_to_success")
-    mean = {key: float(np.mean([row[key] for row in rows if row[key] is not None] or [math.nan])) for key in means}
-    counts = {"successes": solved, "episodes": episodes, "interval": list(wilson_interval(solved, episodes))}
-    return {key: rows[0][key] for key in ("delay_ms", "method")} | counts | mean
+def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings over all tasks; means of the tasks' means."""
+    kinds = dict.fromkeys((row["delay_ms"], row["ticks"], row["method"]) for row in rows)
+    names = ("mean_seconds_to_success", "idle_share", "seam_jump", "seam_worst_jump_of_3", "requests_per_episode")
+    all_tasks = []
+    for delay, ticks, method in kinds:
+        mine = [row for row in rows if (row["delay_ms"], row["method"]) == (delay, method)]
+        solved, episodes = (sum(row[key] for row in mine) for key in ("successes", "episodes"))
+        numbers = {name: [row[name] for row in mine if row[name] is not None] for name in names}
+        all_tasks.append(
+            {"task": "all", "delay_ms": delay, "ticks": ticks, "method": method}
+            | {"successes": solved, "episodes": episodes, "interval": list(wilson_interval(solved, episodes))}
+            | {name: float(np.mean(each)) if each else None for name, each in numbers.items()}
+        )
+        show(all_tasks[-1])
+    return all_tasks
 
 
 def real_study(options: argparse.Namespace, robot: Robot) -> list[dict[str, Any]]:
