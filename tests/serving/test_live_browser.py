@@ -266,13 +266,13 @@ def test_a_server_that_stops_and_comes_back(visitor: Visitor) -> None:
         port = int(server.url.rpartition(":")[2])
     visitor.says("status", "no answer from the server")
     assert visitor.value("document.body.className") == "stale"
-    with serving(port=port) as server, acting(server, "another task"):
+    with showing(visitor, port=port) as server, acting(server, "another task"):
         visitor.says("status", "serving")
         visitor.says("task", "another task")
         visitor.until(f"{CALLS} >= 2")
         assert visitor.value("document.body.className") == ""
         visitor.until(f"{LOADED.format('observation')}.every(([, width]) => width > 0)")
-    assert visitor.errors and all("ERR_CONNECTION" in error or "503" in error for error in visitor.errors)
+    assert visitor.errors and all("net::ERR_" in error or "503" in error for error in visitor.errors)
     visitor.errors.clear()
 
 
