@@ -271,3 +271,15 @@ def test_who_sends_no_more_is_gone(hasty: Server) -> None:
         half(connection)
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=5)
+
+
+def test_the_end_comes_though_somebody_does_not_read() -> None:
+    with serving(transfer_s=0.5, grace_s=0.5) as server:
+        connection = raw(server)
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                connection.send(b"GET /page/live.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 8
+    connection.close()

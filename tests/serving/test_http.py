@@ -221,6 +221,7 @@ def test_bodies_that_are_no_form_are_told(server: Server, body: bytes, kind: str
         (b"\xff\xfe", "expected a JSON object"),
         (b"[" * 100_000, "expected a JSON object"),
         (b"[]", "expected a JSON object, got list"),
+        (b'{"state": [' + b"[]," * 80_000 + b"0]}", "at most 73984 lists and objects"),
         ({"images": {"front": [[1, 2], [3]], "wrist": []}, "state": [0, 0, 0]}, "equally long rows"),
         (
             {"front": FRONT.astype(int).tolist(), "wrist": (WRIST.astype(int) + 300).tolist(), "state": [0, 0, 0]},

@@ -108,6 +108,8 @@ class HttpDialect:
         self.config = config
         self.parts = parts
         self.max_bytes = max_bytes
+        # Four images as nested lists for each camera: reading JSON keeps everything else in Python waiting.
+        self._most_lists = 65536 + 4 * sum(each.height * (each.width + 1) for each in service.spec.robot.cameras)
         self._open: dict[str, _Open] = {}
 
     async def predict(self, request: HttpRequest) -> Response:
@@ -128,7 +130,7 @@ class HttpDialect:
         """`POST /act`: JSON in, JSON out."""
         try:
             body = await read_body(request, self.max_bytes, self.config.transfer_s)
-            message = await asyncio.to_thread(lambda: self._shaped(_from_json(body)))
+            message = await asyncio.to_thread(lambda: self._shaped(_from_json(body, self._most_lists)))
             reply = await self._answer(request, message)
         except ServerError as error:
             return failure(error)
@@ -189,7 +191,7 @@ class HttpDialect:
                 f"expected the files {[*wanted, 'state', 'json']}, {missing} not found"
                 + (f" and {[name[:40] for name in unknown[:5]]} unknown" if unknown else "")
             )
-        told = _from_json(files["json"])
+        told = await asyncio.to_thread(_from_json, files["json"], self._most_lists)
         state = np.frombuffer(_exactly(files["state"], 4 * len(self.service.spec.robot.state), "state"), "<f4")
         images = await asyncio.to_thread(self._images, files)
         return {**told, "images": images, "state": state.astype(np.float32)}
@@ -278,8 +280,10 @@ async def _files(request: HttpRequest, body: bytes, max_bytes: int) -> dict[str,
     return files
 
 
-def _from_json(body: bytes) -> dict[str, Any]:
+def _from_json(body: bytes, most_lists: int) -> dict[str, Any]:
     """A JSON object, with json-numpy's arrays in it; `encoded` may hold all of it as text."""
+    if body.count(b"[") + body.count(b"{") > most_lists:
+        raise BadRequest(f"expected a JSON object of at most {most_lists} lists and objects within, got more")
     try:
         message = json.loads(body, object_hook=_array)
         if isinstance(message, dict) and set(message) == {"encoded"} and isinstance(message["encoded"], str):
