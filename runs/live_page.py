@@ -91,7 +91,7 @@ def main() -> None:
     policy = load_policy(options.policy, planner=planner)
     identity = PolicyIdentity(name=options.policy.name, fingerprint=policy.fingerprint)
     config = ServerConfig(port=0)
-    app = build(policy, config, identity=dataclasses.asdict(identity), imagine_every_s=0.2)
+    app = build(policy, config, identity=dataclasses.asdict(identity), values=True, imagine_every_s=0.5)
     with bind(config) as listening, Server(app, listening).running() as server:
         robot = threading.Thread(target=act, args=(server.url, options), name="robot")
         photograph(server.address, options, robot)
