@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from ssl import SSLContext
 from typing import Any
 
 import pytest
@@ -86,10 +87,13 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def scripted(talk: Callable[[ServerConnection, int], None], *, port: int = 0, **settings: Any) -> Iterator[Scripted]:
+def scripted(
+    talk: Callable[[ServerConnection, int], None], *, port: int = 0, tls: SSLContext | None = None, **settings: Any
+) -> Iterator[Scripted]:
     """A server that talks as a test wants."""
     script = Scripted(talk, **settings)
-    with serve(script, "127.0.0.1", port, compression=None, max_size=None, close_timeout=0.1) as listening:
+    limits: dict[str, Any] = {"compression": None, "max_size": None, "close_timeout": 0.1}
+    with serve(script, "127.0.0.1", port, ssl=tls, **limits) as listening:
         thread = threading.Thread(target=listening.serve_forever, daemon=True)
         thread.start()
         script.port = listening.socket.getsockname()[1]

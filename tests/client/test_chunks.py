@@ -242,6 +242,17 @@ def test_actions_may_be_changed() -> None:
             assert broker.act({"step": 1})[0] % 100 == 1
 
 
+def test_what_is_sent_is_what_was_seen() -> None:
+    server = Counting()
+    image, state = np.zeros((2, 2, 3), np.uint8), np.zeros(3)
+    with RealTimeChunks(server) as chunks:
+        chunks.poll({"images": {"front": image}, "obs": [image], "state": state})
+        image[:], state[:] = 255, 1  # as a camera's driver that has one buffer, while the request is being sent
+        server.let(chunks)
+    (request,) = server.requests
+    assert not any(array.any() for array in (request["images"]["front"], request["obs"][0], request["state"]))
+
+
 def test_closing_does_not_wait_for_an_answer() -> None:
     server = Counting()
     with RealTimeChunks(server) as chunks:

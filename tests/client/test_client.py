@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import http.server
 import signal
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +126,16 @@ def test_threads_share_a_client(server: Server) -> None:
             for reply in threads.map(lambda rows: client.infer(observation(execution_step=rows + 1)), rows)
         ]
     assert steps == [(rows + 1, 3) for rows in rows]
+
+
+def test_a_certificate_that_nobody_trusts_is_told_at_once(make: Make, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, "-days", "2", "-subj", "/CN=localhost"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with scripted(echo, tls=context) as server, pytest.raises(ConnectionLost, match="certificate"):
+        make(server.url.replace("ws:", "wss:"), reconnect_s=3600)
 
 
 # Servers that misbehave.
@@ -422,4 +435,4 @@ def test_what_is_no_address(given: str) -> None:
 def test_options_that_this_version_of_websockets_lacks_are_left_out() -> None:
     def old(uri: str, *, compression: str | None, max_size: int | None, close_timeout: float) -> None: ...
 
-    assert options(connect)["ping_timeout"] is None and "ping_timeout" not in options(old)
+    assert options(connect, None)["ping_timeout"] is None and "ping_timeout" not in options(old, None)

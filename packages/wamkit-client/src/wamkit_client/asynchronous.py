@@ -158,9 +158,8 @@ class AsyncClient:
                 connection = await connect(
                     self.url,
                     additional_headers=self._headers,
-                    ssl=self._ssl,
                     open_timeout=max(5.0, self.reconnect_s),
-                    **wire.options(connect),
+                    **wire.options(connect, self._ssl),
                 )
                 self.metadata = await self._told(connection)
             except (InvalidHandshake, ConnectionClosed, OSError, EOFError, asyncio.TimeoutError) as error:

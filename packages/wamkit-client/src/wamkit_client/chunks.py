@@ -99,7 +99,7 @@ class RealTimeChunks:
     After `ask_after` actions the robot's observation is sent, and actions go on from the old chunk. When the new chunk
     arrives, those of its actions whose time has passed are dropped: the robot has run the old chunk's in their place.
     Over the next `blend` actions the old chunk fades out and the new one in, gripper commands excepted. The robot waits
-    only when the old chunk ends before the new one is there.
+    only when the old chunk ends before the new one is there: when an answer takes longer than half a chunk lasts.
 
     Args:
         client: answers observations; it is asked from a thread of its own, one request at a time.
@@ -209,7 +209,7 @@ class RealTimeChunks:
         self.close()
 
     def _ask(self, observation: Mapping[str, Any]) -> None:
-        request = {**observation, "executed": self._since}
+        request = _copy({**observation, "executed": self._since})  # cameras may write into the same memory again
         self._asked_at, self._since = self._since, 0
         self.counts.requests += 1
         self._pending = self._worker.submit(self.client.infer, request)
@@ -243,6 +243,15 @@ def _actions(reply: Mapping[str, Any]) -> np.ndarray[Any, Any]:
             f"expected 'actions' of shape (steps, channels) in the server's answer, got {sorted(map(str, reply))}"
         )
     return actions
+
+
+def _copy(value: Any) -> Any:
+    """Maps and lists of arrays, with arrays of their own."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _metadata(client: Any) -> Mapping[str, Any]:

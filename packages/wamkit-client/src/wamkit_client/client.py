@@ -175,9 +175,8 @@ class Client:
                 entered = connect(
                     self.url,
                     additional_headers=self._headers,
-                    ssl=self._ssl,
                     open_timeout=max(5.0, self.reconnect_s),
-                    **wire.options(connect),
+                    **wire.options(connect, self._ssl),
                 )
                 connection = entered.__enter__()  # newer versions of websockets connect only here
                 self.metadata = self._told(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -79,7 +80,7 @@ def pauses() -> Iterator[float]:
         pause = min(2.0, 2 * pause)
 
 
-def options(connect: Callable[..., Any]) -> dict[str, Any]:
+def options(connect: Callable[..., Any], ssl: SSLContext | None) -> dict[str, Any]:
     """What both clients want of a connection, as far as this version of websockets knows it.
 
     A server of another project may compute where it should answer pings, so a missing pong is no sign of its end;
@@ -87,7 +88,8 @@ def options(connect: Callable[..., Any]) -> dict[str, Any]:
     """
     wanted: dict[str, Any] = {"compression": None, "max_size": None, "close_timeout": 0.5, "ping_timeout": None}
     known = inspect.signature(connect).parameters
-    return {name: value for name, value in wanted.items() if name in known}
+    trusting = {} if ssl is None else {"ssl": ssl}  # `None` is not taken for an answer where TLS is asked for
+    return trusting | {name: value for name, value in wanted.items() if name in known}
 
 
 def refused(url: str, error: Exception) -> Exception:
@@ -114,4 +116,4 @@ def silent(url: str, seconds: float) -> ConnectionLost:
 def is_final(error: Exception) -> bool:
     """Whether the attempt to connect would fail again."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, ConnectionLost) or (status is not None and 400 <= status < 500)
+    return isinstance(error, (ConnectionLost, SSLCertVerificationError)) or (status is not None and 400 <= status < 500)
