@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def test_snippets_run(snippet: str, server: Server) -> None:
     for action in moved:
         assert isinstance(action, tuple) or (np.shape(action) == (3,) and np.isfinite(action).all())
     assert "correct the request" not in str(moved)
+
+
+def test_the_table_says_what_was_measured() -> None:
+    measured = json.loads((README.parents[2] / "results" / "realtime" / "results.json").read_text())
+    rows = {(row["delay_ms"], row["method"]): row for row in measured["virtual_clock"]["all_tasks"]}
+    for delay in {delay for delay, _ in rows} - {"instant"}:
+        cells = [f"{float(delay) + measured['settings']['compute_ms']:.0f} ms"]
+        for row in (rows[delay, "wait"], rows[delay, "ahead, blend 2"]):
+            solved = f"{row['successes']}/{row['episodes']}"
+            cells.append(f"{solved}, {row['mean_seconds_to_success']:.1f} s, {100 * row['idle_share']:.0f} %")
+        assert f"| {' | '.join(cells)} |" in README.read_text()
 
 
 def test_snippets_were_found() -> None:
