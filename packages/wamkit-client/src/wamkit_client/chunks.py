@@ -99,8 +99,8 @@ class RealTimeChunks:
     After `ask_after` actions the robot's observation is sent, and actions go on from the old chunk. When the new chunk
     arrives, those of its actions whose time has passed are dropped: the robot has run the old chunk's in their place.
     Over the next `blend` actions the old chunk fades out and the new one in, gripper commands excepted. The robot waits
-    only when the old chunk ends before the new one is there: when an answer takes longer than half a chunk lasts. With
-    answers that take about as long as a chunk, use `ChunkBroker`: here the far ends of chunks would be run.
+    only when the old chunk ends before the new one is there: when an answer takes longer than half a chunk lasts. Try
+    `ChunkBroker` then: here the far ends of chunks are run, which were decided on long before.
 
     Args:
         client: answers observations; it is asked from a thread of its own, one request at a time.
