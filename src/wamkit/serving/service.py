@@ -126,6 +126,7 @@ class Service:
         session = Session(self, dialect, peer, f"{dialect}-{next(self._numbers)}")
         self.sessions.add(session)
         self.metrics.connections.labels(dialect).inc()
+        logger.info("%s: %s is connected", session.name, peer)
         if self.watcher is not None:
             self.watcher.opened(session)
         return session
