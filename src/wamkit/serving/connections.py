@@ -121,7 +121,9 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.close_timeout = self.transfer_s  # until a client has said goodbye too
-        self._rest = bytearray()  # of a message in fragments: those behind the first
+        self._rest = bytearray()  # what has come of a message in fragments
+        self._kind = "bytes"
+        self._is_within = False  # a message in fragments
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -131,26 +133,16 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
             self.transport.close()
         self._watch()
 
+    def handle_text(self, event: Frame) -> None:
+        self._begin(event, "text")
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._begin(event, "bytes")
+
     def handle_cont(self, event: Frame) -> None:
         self._rest += event.data
         if event.fin:
-            self.frames.append(bytes(self._rest))
-            self._rest = bytearray()
-            self.send_receive_event_to_app()
-
-    def send_receive_event_to_app(self) -> None:
-        _cancel(self._deadline)
-        self._deadline = None
-        if self.curr_msg_data_type == "text":
-            try:
-                b"".join(self.frames).decode()
-            except UnicodeDecodeError:
-                self._fail(1007, "expected UTF-8 in a text frame")
-                return
-        if self.queue.qsize() >= MAX_EARLY:
-            self._fail(1008, f"expected at most {MAX_EARLY} messages before their answers")
-            return
-        super().send_receive_event_to_app()
+            self._take(bytes(self._rest))
 
     def handle_parser_exception(self) -> None:
         if self.conn.close_sent is None:  # before the connection was accepted
@@ -190,10 +182,38 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
         _cancel(self._unread)
         super().connection_lost(exc)
 
+    def _begin(self, event: Frame, kind: str) -> None:
+        self._kind, self._is_within = kind, not event.fin
+        if event.fin:
+            self._take(bytes(event.data))
+        else:
+            self._rest = bytearray(event.data)
+
+    def _take(self, data: bytes) -> None:
+        """Hand a whole message on, and read no more until it was received."""
+        _cancel(self._deadline)
+        self._deadline, self._rest, self._is_within = None, bytearray(), False
+        if self.close_sent:
+            return
+        message: Any = {"type": "websocket.receive", self._kind: data}
+        if self._kind == "text":
+            try:
+                message["text"] = data.decode()
+            except UnicodeDecodeError:
+                self._fail(1007, "expected UTF-8 in a text frame")
+                return
+        if self.queue.qsize() >= MAX_EARLY:
+            self._fail(1008, f"expected at most {MAX_EARLY} messages before their answers")
+            return
+        self.queue.put_nowait(message)
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
     def _watch(self) -> None:
         """Have an end of a message whose beginning is there."""
-        is_whole = self.conn.current_size is None and not self.conn.reader.buffer
-        if is_whole or self.transport.is_closing():
+        is_partly_there = self._is_within or self.conn.reader.buffer
+        if not is_partly_there or self.transport.is_closing():
             _cancel(self._deadline)
             self._deadline = None
         elif self._deadline is None:
