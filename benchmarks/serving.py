@@ -3,9 +3,10 @@
     python benchmarks/serving.py --output results/serving/results.json
 
 Overhead: one robot with two cameras of 256 px asks the policy in this process and the same policy behind
-`wamkit serve` in another one, in turns; the ratio's two sides are the medians of both. The server tells how long it
-computed, so what is left of each answer's time is the wire: packing, loopback, unpacking, checks, and the way to the
-policy's thread and back.
+`wamkit serve` in another one, twenty times each in turns; compared are the medians of both. The server tells how long
+it computed, so what is left of each answer's time is the wire: packing, loopback, unpacking, checks, and the way to the
+policy's thread and back. torch gets one thread less than there are cores on both sides, since its threads go on
+spinning after a call and would take the cores from whoever carries the answer.
 
 Batching: eight robots that ask again as soon as they are answered, at two servers of the same policy, in turns: one
 that shares calls among up to eight robots and one that shares none. Counted are actions a second, `action_horizon` for
@@ -49,6 +50,7 @@ from wamkit.spec import PolicySpec
 from wamkit.versions import software_versions
 
 ROBOTS = 8
+BLOCK = 20
 TASK = "open the drawer"
 SIZES = {"tiny": wav.tiny, "small": wav.small}
 
@@ -87,10 +89,11 @@ def make_policy(size: str, camera_px: int) -> Policy:
 
 
 @contextlib.contextmanager
-def served(folder: Path, device: str, *options: str) -> Iterator[str]:
+def served(folder: Path, device: str, threads: int, *options: str) -> Iterator[str]:
     """The address of a server in a process of its own."""
     command = [sys.executable, "-m", "wamkit", "serve", str(folder), "--port", "0", "--device", device, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[2].rstrip(";")
@@ -108,30 +111,32 @@ def observation(policy: Policy, seed: int = 0) -> dict[str, Any]:
     return {"obs": video, "state": state, "prompt": TASK, "executed": policy.spec.execution_horizon}
 
 
-def overhead(folder: Path, device: str, calls: int) -> dict[str, Any]:
+def overhead(folder: Path, device: str, threads: int, calls: int) -> dict[str, Any]:
     """One robot, here and through the wire, in turns."""
     policy = load_policy(folder, device=device)
     request = observation(policy)
     inputs = {"state": torch.from_numpy(request["state"])[None], "task": [TASK], "executed": [request["executed"]]}
     policy.reset([0], seeds=[0])
     here, there, computed = [], [], []
-    with served(folder, device) as url, Client(url) as client:
+    with served(folder, device, threads) as url, Client(url) as client:
         client.reset(seed=0)
-        for turn in range(calls + 10):
-            begun = time.perf_counter()
-            chunk = policy.act([0], video=torch.from_numpy(request["obs"])[None], **inputs)
-            chunk.actions.numpy()
-            between = time.perf_counter()
-            reply = client.infer(request)
-            ended = time.perf_counter()
-            if turn >= 10:  # both sides are warm
-                here.append(between - begun)
-                there.append(ended - between)
-                computed.append(reply["server_timing"]["infer_ms"] / 1000)
+        for _ in range(calls // BLOCK):
+            for turn in range(BLOCK + 3):
+                begun = time.perf_counter()
+                chunk = policy.act([0], video=torch.from_numpy(request["obs"])[None], **inputs)
+                chunk.actions.numpy()
+                if turn >= 3:  # what the other side left behind is over
+                    here.append(time.perf_counter() - begun)
+            for turn in range(BLOCK + 3):
+                begun = time.perf_counter()
+                reply = client.infer(request)
+                if turn >= 3:
+                    there.append(time.perf_counter() - begun)
+                    computed.append(reply["server_timing"]["infer_ms"] / 1000)
     wire = [total - inside for total, inside in zip(there, computed, strict=True)]
     medians = {"here": here, "served": there, "computed_by_server": computed, "wire": wire}
     return {
-        "calls": calls,
+        "calls": len(here),
         "request_bytes": int(request["obs"].nbytes),
         "median_ms": {name: 1000 * statistics.median(values) for name, values in medians.items()},
         "p95_ms": {name: 1000 * float(np.quantile(values, 0.95)) for name, values in medians.items()},
@@ -157,14 +162,14 @@ async def crowd(url: str, request: dict[str, Any], seconds: float) -> int:
     return answers
 
 
-def batching(folder: Path, device: str, seconds: float, rounds: int) -> dict[str, Any]:
+def batching(folder: Path, device: str, threads: int, seconds: float, rounds: int) -> dict[str, Any]:
     """Eight robots at a server that shares calls and at one that does not, in turns."""
     policy = load_policy(folder, device=device)
     request, horizon = observation(policy), policy.spec.action_horizon
     found: dict[str, list[float]] = {"shared": [], "alone": []}
     with (
-        served(folder, device, "--max-batch", str(ROBOTS)) as shared,
-        served(folder, device, "--max-batch", "1") as alone,
+        served(folder, device, threads, "--max-batch", str(ROBOTS)) as shared,
+        served(folder, device, threads, "--max-batch", "1") as alone,
     ):
         for turn in range(rounds + 1):
             for name, url in (("shared", shared), ("alone", alone)):
@@ -189,8 +194,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each side of a round of batching")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of torch")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "device": options.device,
         "cores": os.cpu_count(),
@@ -207,12 +214,14 @@ def main() -> None:
                 config = dataclasses.asdict(SIZES[size](action_dim=3, state_dim=3))
                 folder = policy.save(Path(temporary) / f"{size}-{px}", config=config, training={})
                 if measure == "overhead":
-                    result["overhead"][size] = found = overhead(folder, options.device, options.calls)
+                    result["overhead"][size] = found = overhead(folder, options.device, options.threads, options.calls)
                     print(
                         f"{size}: {json.dumps(found['median_ms'])}, overhead {found['overhead_ms']:.2f} ms", flush=True
                     )
                 else:
-                    result["batching"][size] = found = batching(folder, options.device, options.seconds, options.rounds)
+                    result["batching"][size] = found = batching(
+                        folder, options.device, options.threads, options.seconds, options.rounds
+                    )
                     print(f"ratio {size}_shared_over_alone {found['ratio_shared_over_alone']:.2f}", flush=True)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
