@@ -151,4 +151,4 @@ def test_an_evaluation_through_the_wire_is_the_same_evaluation(
     assert main(["evaluate", "--output", str(tmp_path / "no"), *evaluation]) == 2
     assert "got neither" in capsys.readouterr().err
     gone = main(["evaluate", "--server", url, "--output", str(tmp_path / "gone"), *evaluation])
-    assert gone == 2 and "no server answers" in capsys.readouterr().err
+    assert gone == 2 and "no policy server answers" in capsys.readouterr().err
