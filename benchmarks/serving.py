@@ -3,10 +3,12 @@
     python benchmarks/serving.py --output results/serving/results.json
 
 Overhead: one robot with two cameras of 256 px asks the policy in this process and the same policy behind
-`wamkit serve` in another one, twenty times each in turns; compared are the medians of both. The server tells how long
-it computed, so what is left of each answer's time is the wire: packing, loopback, unpacking, checks, and the way to the
-policy's thread and back. torch gets one thread less than there are cores on both sides, since its threads go on
-spinning after a call and would take the cores from whoever carries the answer.
+`wamkit serve` in another one, in turns, call by call; `overhead_ms` is the median of how much longer an answer took
+than the call in this process right before it. The server tells how long it computed, so what is left of each answer's
+time is `wire`: packing, loopback, unpacking, checks, and the way to the policy's thread and back. Both are given for
+one denoising step, where the policy's own time disturbs least, and for the policy's ten. torch gets one thread less
+than there are cores on both sides, since its threads go on spinning after a call and would take the cores from whoever
+carries the answer.
 
 Batching: eight robots that ask again as soon as they are answered, at two servers of the same policy, in turns: one
 that shares calls among up to eight robots and one that shares none. Counted are actions a second, `action_horizon` for
@@ -50,7 +52,8 @@ from wamkit.spec import PolicySpec
 from wamkit.versions import software_versions
 
 ROBOTS = 8
-BLOCK = 20
+NUM_STEPS = (1, 10)
+PAUSE_S = 0.002  # in which torch's threads and the other side come to rest
 TASK = "open the drawer"
 SIZES = {"tiny": wav.tiny, "small": wav.small}
 
@@ -111,36 +114,40 @@ def observation(policy: Policy, seed: int = 0) -> dict[str, Any]:
     return {"obs": video, "state": state, "prompt": TASK, "executed": policy.spec.execution_horizon}
 
 
-def overhead(folder: Path, device: str, threads: int, calls: int) -> dict[str, Any]:
+def overhead(folder: Path, device: str, threads: int, calls: int, num_steps: int) -> dict[str, Any]:
     """One robot, here and through the wire, in turns."""
-    policy = load_policy(folder, device=device)
+    policy = load_policy(folder, device=device).varied(planner=None, num_steps=num_steps)
     request = observation(policy)
     inputs = {"state": torch.from_numpy(request["state"])[None], "task": [TASK], "executed": [request["executed"]]}
     policy.reset([0], seeds=[0])
     here, there, computed = [], [], []
-    with served(folder, device, threads) as url, Client(url) as client:
+    with served(folder, device, threads, "--num-steps", str(num_steps)) as url, Client(url) as client:
         client.reset(seed=0)
-        for _ in range(calls // BLOCK):
-            for turn in range(BLOCK + 3):
-                begun = time.perf_counter()
-                chunk = policy.act([0], video=torch.from_numpy(request["obs"])[None], **inputs)
-                chunk.actions.numpy()
-                if turn >= 3:  # what the other side left behind is over
-                    here.append(time.perf_counter() - begun)
-            for turn in range(BLOCK + 3):
-                begun = time.perf_counter()
-                reply = client.infer(request)
-                if turn >= 3:
-                    there.append(time.perf_counter() - begun)
-                    computed.append(reply["server_timing"]["infer_ms"] / 1000)
-    wire = [total - inside for total, inside in zip(there, computed, strict=True)]
-    medians = {"here": here, "served": there, "computed_by_server": computed, "wire": wire}
+        for turn in range(calls + 5):
+            begun = time.perf_counter()
+            chunk = policy.act([0], video=torch.from_numpy(request["obs"])[None], **inputs)
+            chunk.actions.numpy()
+            took = time.perf_counter() - begun
+            time.sleep(PAUSE_S)
+            begun = time.perf_counter()
+            reply = client.infer(request)
+            if turn >= 5:  # the first ones are warm-up
+                here.append(took)
+                there.append(time.perf_counter() - begun)
+                computed.append(reply["server_timing"]["infer_ms"] / 1000)
+            time.sleep(PAUSE_S)
+    medians = {
+        "here": here,
+        "served": there,
+        "overhead": [total - local for total, local in zip(there, here, strict=True)],
+        "wire": [total - inside for total, inside in zip(there, computed, strict=True)],
+    }
     return {
-        "calls": len(here),
+        "calls": calls,
+        "num_steps": num_steps,
         "request_bytes": int(request["obs"].nbytes),
         "median_ms": {name: 1000 * statistics.median(values) for name, values in medians.items()},
         "p95_ms": {name: 1000 * float(np.quantile(values, 0.95)) for name, values in medians.items()},
-        "overhead_ms": 1000 * (statistics.median(there) - statistics.median(here)),
     }
 
 
@@ -214,10 +221,11 @@ def main() -> None:
                 config = dataclasses.asdict(SIZES[size](action_dim=3, state_dim=3))
                 folder = policy.save(Path(temporary) / f"{size}-{px}", config=config, training={})
                 if measure == "overhead":
-                    result["overhead"][size] = found = overhead(folder, options.device, options.threads, options.calls)
-                    print(
-                        f"{size}: {json.dumps(found['median_ms'])}, overhead {found['overhead_ms']:.2f} ms", flush=True
-                    )
+                    for steps in NUM_STEPS:
+                        found = overhead(folder, options.device, options.threads, options.calls, steps)
+                        result["overhead"][f"{size}, num_steps {steps}"] = found
+                        medians = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["median_ms"].items())
+                        print(f"{size}, {steps} steps: {medians}", flush=True)
                 else:
                     result["batching"][size] = found = batching(
                         folder, options.device, options.threads, options.seconds, options.rounds

@@ -34,8 +34,9 @@ class Channel:
     def __init__(self, websocket: WebSocket, config: ServerConfig) -> None:
         self._websocket = websocket
         self._config = config
-        self._incoming: asyncio.Task[Any] | None = None
-        self._is_stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._incoming: asyncio.Task[Any] | None = None  # what listens while a request is being answered
+        self._idle: asyncio.Timeout | None = None  # of a wait for the next request
+        self._is_stopping = False
 
     @property
     def peer(self) -> str:
@@ -56,8 +57,9 @@ class Channel:
 
     def stop(self) -> None:
         """Let the connection end once the request under way is answered."""
-        if not self._is_stopping.done():
-            self._is_stopping.set_result(None)
+        self._is_stopping = True
+        if self._idle is not None and not self._idle.expired():
+            self._idle.reschedule(asyncio.get_running_loop().time())
 
     async def receive(self) -> bytes | str:
         """The next message: bytes, or text.
@@ -65,19 +67,19 @@ class Channel:
         Raises:
             Left: there is none.
         """
-        incoming = self._listen()
-        await asyncio.wait(
-            {incoming, self._is_stopping}, timeout=self._config.idle_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not incoming.done():
-            if self._is_stopping.done():
-                await self.close(1001, "the server is stopping")
-            else:
-                await self.close(1001, f"no request for {self._config.idle_s:g} s")
-            raise Left
+        try:
+            if self._is_stopping:
+                raise TimeoutError
+            async with asyncio.timeout(self._config.idle_s) as self._idle:
+                message = await (self._incoming or self._websocket.receive())
+        except TimeoutError:
+            told = "the server is stopping" if self._is_stopping else f"no request for {self._config.idle_s:g} s"
+            await self.close(1001, told)
+            raise Left from None
+        finally:
+            self._idle = None
         self._incoming = None
-        message = incoming.result()
-        if message["type"] == "websocket.disconnect":
+        if _is_farewell(message):
             raise Left
         data = message.get("bytes")
         return message["text"] if data is None else data
@@ -88,15 +90,28 @@ class Channel:
         Raises:
             Left: it has left.
         """
-        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        if self._incoming is None:
+            self._incoming = asyncio.ensure_future(self._websocket.receive())
+        incoming = self._incoming
+        presence = asyncio.timeout(None)
+
+        def heard(_: asyncio.Task[Any]) -> None:
+            # A message that came too early waits for its turn.
+            if not incoming.cancelled() and (incoming.exception() or _is_farewell(incoming.result())):
+                presence.reschedule(loop.time())
+
         try:
-            incoming = self._listen()
-            await asyncio.wait({task, incoming}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and incoming.result()["type"] == "websocket.disconnect":
-                raise Left
-            return await task  # a message that came too early waits for its turn
-        finally:
-            task.cancel()
+            async with presence:
+                incoming.add_done_callback(heard)
+                try:
+                    return await work
+                finally:
+                    incoming.remove_done_callback(heard)
+        except TimeoutError:
+            if presence.expired():
+                raise Left from None
+            raise
 
     async def send(self, data: bytes | str) -> None:
         """Send a message.
@@ -118,12 +133,6 @@ class Channel:
         """Stop listening."""
         if self._incoming is not None:
             self._incoming.cancel()
-        self._is_stopping.cancel()
-
-    def _listen(self) -> asyncio.Task[Any]:
-        if self._incoming is None:
-            self._incoming = asyncio.ensure_future(self._websocket.receive())
-        return self._incoming
 
     async def _out(self, message: dict[str, Any]) -> None:
         try:
@@ -132,3 +141,7 @@ class Channel:
         except (TimeoutError, OSError, RuntimeError, WebSocketDisconnect) as error:
             # What starlette and uvicorn raise for a connection that was closed in between.
             raise Left from error
+
+
+def _is_farewell(message: Any) -> bool:
+    return bool(message["type"] == "websocket.disconnect")

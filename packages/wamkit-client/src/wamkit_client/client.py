@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
+import struct
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any
@@ -144,8 +145,8 @@ class Client:
 
     def _exchange(self, connection: ClientConnection, request: bytes, until: float) -> dict[str, Any]:
         try:
-            with _cut_at(connection, until):
-                connection.send(request)
+            _end_sending_in(connection.socket, until - time.monotonic())
+            connection.send(request)
             data = connection.recv(timeout=max(0.0, until - time.monotonic()))
         except BaseException:
             self._drop()  # after Ctrl-C, too: an answer that still comes would be taken for that of the next request
@@ -199,18 +200,12 @@ class Client:
             raise
 
 
-@contextlib.contextmanager
-def _cut_at(connection: ClientConnection, until: float) -> Iterator[None]:
-    """Cut the connection if the block is not done in time: sending to a peer that does not read would never end."""
-
-    def cut() -> None:
-        with contextlib.suppress(OSError):  # it is closed already
-            socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)  # below TLS, which another thread is using
-
-    watchdog = threading.Timer(max(0.0, until - time.monotonic()), cut)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
+def _end_sending_in(connection: socket.socket, seconds: float) -> None:
+    """Have the system give up on a peer that takes nothing for so long; sending to it would never end."""
+    milliseconds = max(1, round(1000 * seconds))
+    limit = (
+        struct.pack("@I", milliseconds)
+        if sys.platform == "win32"
+        else struct.pack("@ll", milliseconds // 1000, milliseconds % 1000 * 1000)
+    )
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -130,7 +130,8 @@ def _encode(item: Any) -> Any:
         _check_kind(item.dtype)
         array = np.ascontiguousarray(item)
         # `ascontiguousarray` makes an array without axes one with one axis; its own shape is what counts.
-        return {_ARRAY: True, _DATA: array.tobytes(), _KIND: item.dtype.str, _SHAPE: list(item.shape)}
+        data = array.reshape(-1).view(np.uint8).data  # no copy
+        return {_ARRAY: True, _DATA: data, _KIND: item.dtype.str, _SHAPE: list(item.shape)}
     if isinstance(item, np.generic):
         _check_kind(item.dtype)
         return {_SCALAR: True, _DATA: item.item(), _KIND: item.dtype.str}
