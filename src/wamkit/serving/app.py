@@ -139,7 +139,6 @@ class App:
                 logger.exception("a connection from %s ended with a defect of the server", channel.peer)
                 await channel.close(1011, "internal error; the server's log says why")
             finally:
-                channel.end()
                 self._channels.discard(channel)
 
         return talk

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wamkit.serving.config import ServerConfig
+from wamkit.serving.connections import DEPARTURE
 
 T = TypeVar("T")
 
@@ -24,17 +25,17 @@ class Left(Exception):
 class Channel:
     """A connection, from its acceptance on.
 
-    While a request is being answered the connection is listened to, so that a robot that leaves is noticed at once.
+    A robot that leaves while its request is being answered is noticed at once.
 
     Args:
-        websocket: not accepted yet.
+        websocket: not accepted yet, and of a `TimedWebSocket`.
         config: its time limits.
     """
 
     def __init__(self, websocket: WebSocket, config: ServerConfig) -> None:
         self._websocket = websocket
         self._config = config
-        self._incoming: asyncio.Task[Any] | None = None  # what listens while a request is being answered
+        self._departure: asyncio.Future[None] = websocket.scope["extensions"][DEPARTURE]
         self._idle: asyncio.Timeout | None = None  # of a wait for the next request
         self._is_stopping = False
 
@@ -71,15 +72,14 @@ class Channel:
             if self._is_stopping:
                 raise TimeoutError
             async with asyncio.timeout(self._config.idle_s) as self._idle:
-                message = await (self._incoming or self._websocket.receive())
+                message = await self._websocket.receive()
         except TimeoutError:
             told = "the server is stopping" if self._is_stopping else f"no request for {self._config.idle_s:g} s"
             await self.close(1001, told)
             raise Left from None
         finally:
             self._idle = None
-        self._incoming = None
-        if _is_farewell(message):
+        if message["type"] == "websocket.disconnect":
             raise Left
         data = message.get("bytes")
         return message["text"] if data is None else data
@@ -90,24 +90,22 @@ class Channel:
         Raises:
             Left: it has left.
         """
-        loop = asyncio.get_running_loop()
-        if self._incoming is None:
-            self._incoming = asyncio.ensure_future(self._websocket.receive())
-        incoming = self._incoming
+        if self._departure.done():
+            work.close()
+            raise Left
         presence = asyncio.timeout(None)
 
-        def heard(_: asyncio.Task[Any]) -> None:
-            # A message that came too early waits for its turn.
-            if not incoming.cancelled() and (incoming.exception() or _is_farewell(incoming.result())):
-                presence.reschedule(loop.time())
+        def end(_: asyncio.Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the work was done at the same moment
+                presence.reschedule(asyncio.get_running_loop().time())
 
         try:
             async with presence:
-                incoming.add_done_callback(heard)
+                self._departure.add_done_callback(end)
                 try:
                     return await work
                 finally:
-                    incoming.remove_done_callback(heard)
+                    self._departure.remove_done_callback(end)
         except TimeoutError:
             if presence.expired():
                 raise Left from None
@@ -129,11 +127,6 @@ class Channel:
         with contextlib.suppress(Left):
             await self._out({"type": "websocket.close", "code": code, "reason": text})
 
-    def end(self) -> None:
-        """Stop listening."""
-        if self._incoming is not None:
-            self._incoming.cancel()
-
     async def _out(self, message: dict[str, Any]) -> None:
         try:
             async with asyncio.timeout(self._config.transfer_s):
@@ -141,7 +134,3 @@ class Channel:
         except (TimeoutError, OSError, RuntimeError, WebSocketDisconnect) as error:
             # What starlette and uvicorn raise for a connection that was closed in between.
             raise Left from error
-
-
-def _is_farewell(message: Any) -> bool:
-    return bool(message["type"] == "websocket.disconnect")

@@ -24,6 +24,8 @@ from websockets.protocol import State
 
 MAX_EARLY: Final = 64
 """Messages of one WebSocket that may wait for their turn."""
+DEPARTURE: Final = "wamkit.departure"
+"""Extension of a WebSocket's scope: a future that is done when the client has left."""
 SPARE: Final = 64
 """Connections that may be open beyond those that are served, for instance to be told that the server is busy."""
 
@@ -124,6 +126,12 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
         self._rest = bytearray()  # what has come of a message in fragments
         self._kind = "bytes"
         self._is_within = False  # a message in fragments
+        self.queue = self._messages = _Messages()
+
+    async def run_asgi(self) -> None:
+        extensions: dict[str, Any] = self.scope["extensions"]
+        extensions[DEPARTURE] = self._messages.departure
+        await super().run_asgi()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -234,6 +242,19 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
         if self.conn.state is State.OPEN:
             self.conn.fail(code, reason)
             self.handle_parser_exception()
+
+
+class _Messages(asyncio.Queue[Any]):
+    """What a WebSocket's client said and was not read yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.departure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def put_nowait(self, item: Any) -> None:
+        super().put_nowait(item)
+        if item["type"] == "websocket.disconnect" and not self.departure.done():
+            self.departure.set_result(None)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
