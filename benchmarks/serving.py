@@ -6,9 +6,10 @@ Overhead: one robot with two cameras of 256 px asks the policy in this process a
 `wamkit serve` in another one, in turns, call by call; `overhead_ms` is the median of how much longer an answer took
 than the call in this process right before it. The server tells how long it computed, so what is left of each answer's
 time is `wire`: packing, loopback, unpacking, checks, and the way to the policy's thread and back. Both are given for
-one denoising step, where the policy's own time disturbs least, and for the policy's ten. torch gets one thread less
-than there are cores on both sides, since its threads go on spinning after a call and would take the cores from whoever
-carries the answer.
+one denoising step, where the policy's own time disturbs least, and for the policy's ten. `floor` is what remains when a
+request's bytes go through websockets' own client and server, unread and unchecked, to a thread that computes about as
+long as one step: what Python and the machine take for the way alone. torch gets one thread less than there are cores on
+both sides, since its threads go on spinning after a call and would take the cores from whoever carries the answer.
 
 Batching: eight robots that ask again as soon as they are answered, at two servers of the same policy, in turns: one
 that shares calls among up to eight robots and one that shares none. Counted are actions a second, `action_horizon` for
@@ -32,23 +33,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from wamkit_client import AsyncClient, Client
+from wamkit_client.messages import pack
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.sync.client import connect
 
-from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
-from wamkit.codecs.text_hash import HashedTextEncoder
-from wamkit.data.actions import ActionTransform
-from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import synthetic_robot
-from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.models.wav import config as wav
-from wamkit.models.wav.family import WAV
-from wamkit.policy import Policy, Transforms, load_policy
-from wamkit.spec import PolicySpec
+from wamkit.policy import Policy, load_policy
+from wamkit.untrained import untrained_policy
 from wamkit.versions import software_versions
 
 ROBOTS = 8
@@ -61,34 +60,8 @@ SIZES = {"tiny": wav.tiny, "small": wav.small}
 def make_policy(size: str, camera_px: int) -> Policy:
     """A policy of random weights for a robot with two cameras."""
     config = SIZES[size](action_dim=3, state_dim=3)
-    torch.manual_seed(0)
-    settings = PatchCodecConfig(
-        patch=config.codec.spatial, temporal=config.codec.temporal, channels=config.network.latent_channels
-    )
-    pixels = (16, config.num_future, config.image_size, config.image_size, 3)
-    clips = torch.randint(0, 256, pixels, dtype=torch.uint8)
-    codec = PatchCodec.fit(clips.flatten(0, 1), clips, config=settings, generator=torch.Generator().manual_seed(0))
-    text = HashedTextEncoder(width=config.network.text_width, length=config.codec.text_length)
-    model = WAV.build(config, codec, text)
-    model.network.eval()
-    rng = np.random.default_rng(0)
-    numbers = feature_statistics(rng.uniform(-1, 1, (50, 3)).astype(np.float32))
-    transforms = Transforms(
-        state=Normalizer.from_statistics("minmax", numbers),
-        action=ActionTransform(normalizer=Normalizer.from_statistics("minmax", numbers)),
-        value=ValueTransform.from_statistics(feature_statistics(rng.normal(size=(50, 10)).astype(np.float32))),
-    )
-    spec = PolicySpec(
-        family="wav",
-        robot=synthetic_robot(height=camera_px, width=camera_px),
-        num_context=config.num_context,
-        action_horizon=config.action_horizon,
-        execution_horizon=config.action_horizon // 2,
-        normalization="minmax",
-        image_size=(config.image_size, config.image_size),
-        preprocess="exact" if camera_px == config.image_size else "resize",
-    )
-    return Policy(model, spec, transforms)
+    robot = synthetic_robot(height=camera_px, width=camera_px)
+    return untrained_policy(config, robot, execution_horizon=config.action_horizon // 2)
 
 
 @contextlib.contextmanager
@@ -151,6 +124,53 @@ def overhead(folder: Path, device: str, threads: int, calls: int, num_steps: int
     }
 
 
+async def _echo(threads: int) -> None:
+    """A server that reads nothing: it computes for a while in a thread and tells how long."""
+    torch.set_num_threads(threads)
+    factor, stream = torch.randn(700, 700), torch.empty(3_000_000)
+
+    def compute() -> float:
+        begun = time.perf_counter()
+        stream.normal_()
+        factor @ factor
+        return time.perf_counter() - begun
+
+    async def answer(connection: ServerConnection) -> None:
+        async for _ in connection:
+            await connection.send(str(await asyncio.get_running_loop().run_in_executor(thread, compute)))
+
+    with ThreadPoolExecutor(1) as thread:
+        async with serve(answer, "127.0.0.1", 0, compression=None, max_size=None) as server:
+            print("floor at", f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+            await server.wait_closed()
+
+
+def floor(request: bytes, threads: int, calls: int) -> dict[str, Any]:
+    """The way of a request's bytes there and of a short answer back."""
+    took, computed = [], []
+    command = [sys.executable, __file__, "--echo", "--threads", str(threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().split()[2]
+            with connect(url, compression=None, max_size=None) as connection:
+                for turn in range(calls + 5):
+                    begun = time.perf_counter()
+                    connection.send(request)
+                    inside = float(connection.recv())
+                    if turn >= 5:
+                        took.append(time.perf_counter() - begun - inside)
+                        computed.append(inside)
+                    time.sleep(computed[-1] if computed else PAUSE_S)  # as long as the other side of `overhead` has
+        finally:
+            process.kill()
+    return {
+        "calls": calls,
+        "median_ms": {"floor": 1000 * statistics.median(took), "computed": 1000 * statistics.median(computed)},
+        "p95_ms": {"floor": 1000 * float(np.quantile(took, 0.95))},
+    }
+
+
 async def crowd(url: str, request: dict[str, Any], seconds: float) -> int:
     """Answers that eight robots get in some seconds."""
     clients = [await AsyncClient(url).open() for _ in range(ROBOTS)]
@@ -203,7 +223,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of torch")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.echo:
+        asyncio.run(_echo(options.threads))
+        return
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "device": options.device,
@@ -223,9 +247,11 @@ def main() -> None:
                 if measure == "overhead":
                     for steps in NUM_STEPS:
                         found = overhead(folder, options.device, options.threads, options.calls, steps)
+                        found["floor"] = floor(pack(observation(policy)), options.threads, options.calls)
                         result["overhead"][f"{size}, num_steps {steps}"] = found
                         medians = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["median_ms"].items())
-                        print(f"{size}, {steps} steps: {medians}", flush=True)
+                        lowest = found["floor"]["median_ms"]["floor"]
+                        print(f"{size}, {steps} steps: {medians}; floor {lowest:.2f} ms", flush=True)
                 else:
                     result["batching"][size] = found = batching(
                         folder, options.device, options.threads, options.seconds, options.rounds

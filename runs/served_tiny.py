@@ -17,16 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
-from wamkit.codecs.text_hash import HashedTextEncoder
-from wamkit.data.actions import ActionTransform
-from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
-from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.models.wav import config as wav
-from wamkit.models.wav.family import WAV
-from wamkit.policy import Policy, Transforms, load_policy
-from wamkit.spec import PolicySpec
+from wamkit.policy import load_policy
 
 NUM_STEPS = 2
 EXECUTED = 4
@@ -36,31 +29,8 @@ ROWS = np.stack([EPISODE.video["front"], EPISODE.video["wrist"]], axis=1)  # row
 
 def write_tiny(folder: Path) -> Path:
     """A policy folder with random weights, which cost what trained ones do."""
-    torch.manual_seed(0)
     config = wav.tiny(action_dim=3, state_dim=3)
-    video = torch.from_numpy(ROWS)
-    codec = PatchCodec.fit(
-        video.flatten(0, 1),
-        video[:27].unflatten(0, (3, 9)).transpose(1, 2).flatten(0, 1),
-        config=PatchCodecConfig(channels=8),
-        generator=torch.Generator().manual_seed(0),
-    )
-    text = HashedTextEncoder(width=config.network.text_width, length=config.codec.text_length)
-    values = np.random.default_rng(0).normal(3, 2, size=(30, 10)).astype(np.float32)
-    transforms = Transforms(
-        state=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.state)),
-        action=ActionTransform(normalizer=Normalizer.from_statistics("minmax", feature_statistics(EPISODE.actions))),
-        value=ValueTransform.from_statistics(feature_statistics(values)),
-    )
-    spec = PolicySpec(
-        family="wav",
-        robot=synthetic_robot(),
-        num_context=config.num_context,
-        action_horizon=config.action_horizon,
-        execution_horizon=EXECUTED,
-        normalization="minmax",
-    )
-    policy = Policy(WAV.build(config, codec, text), spec, transforms)
+    policy = untrained_policy(config, synthetic_robot(), execution_horizon=EXECUTED)
     return policy.save(folder, config=config.to_dict(), training={"recipe": {}, "versions": {}, "seed": 0})
 
 

@@ -29,7 +29,7 @@ FLOORS = (
     ("flow", "masks", "twohot", "parallel", "device", "nn"),
     ("codecs", "backbones"),
     ("data", "models", "envs"),
-    ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "batching", "rollout"),
+    ("planning", "checkpoint", "model_card", "chunking", "policy", "imagination", "batching", "rollout", "untrained"),
     ("training", "evaluation", "serving"),
     ("recipes",),
     ("__main__", "cli", "verify", "verify_weights", "doctor"),

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
 from wamkit.chunking import ObservationMemory
-from wamkit.data.actions import ActionTransform
 from wamkit.data.images import fit_video
-from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.vectors import Transforms
 from wamkit.device import clock
 from wamkit.draws import SeededDraws
 from wamkit.models import family_module
@@ -33,64 +32,6 @@ from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transforms:
-    """Numbers in and out of the network's range; they travel with the weights as `statistics.json`.
-
-    Args:
-        state: of the proprioceptive state.
-        action: representation and normalisation of the control channels.
-        value: of the value vector, or `None` for a policy without values.
-    """
-
-    state: Normalizer
-    action: ActionTransform
-    value: ValueTransform | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_dict` inverts it."""
-        value = None if self.value is None else self.value.to_dict()
-        return {"state": self.state.to_dict(), "action": self.action.to_dict(), "value": value}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Transforms:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: a key is missing, or a value is of another type or not finite; the message names it.
-        """
-        missing = sorted({"state", "action", "value"} - set(data))
-        if missing:
-            raise ValueError(f"expected the keys state, action and value, {missing} not found")
-        with blame("state"):
-            state = Normalizer.from_dict(data["state"])
-        with blame("action"):
-            action = ActionTransform.from_dict(data["action"], state=state)
-        with blame("value"):
-            value = None if data["value"] is None else ValueTransform.from_dict(data["value"])
-        return cls(state=state, action=action, value=value)
-
-    def check_widths(self, *, state: int, action: int, value: int) -> None:
-        """Refuse statistics of other vectors than the policy's.
-
-        Args:
-            state: channels of the robot's state.
-            action: channels of its actions.
-            value: channels of the model's values; 0 without values.
-
-        Raises:
-            ValueError: naming each vector that differs.
-        """
-        widths = {
-            "state": (state, self.state.width),
-            "action": (action, self.action.width),
-            "value": (value, value if self.value is None else self.value.width),
-        }
-        differ = [f"{name} of {wanted} channels, got {got}" for name, (wanted, got) in widths.items() if wanted != got]
-        if differ:
-            raise ValueError(f"expected the statistics of {'; '.join(differ)}")
 
 
 @dataclass(frozen=True, kw_only=True)

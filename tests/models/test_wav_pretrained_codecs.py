@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from wamkit.data.actions import ActionTransform
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.data.transforms import Normalizer
+from wamkit.data.vectors import Transforms
 from wamkit.draws import TrainingDraws
 from wamkit.models.wav import config as wav
 from wamkit.models.wav import objective as stages
 from wamkit.models.wav.config import CodecConfig
 from wamkit.models.wav.family import WAV
-from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.policy import Policy, load_policy
 from wamkit.recipes.execute import encode, execute
 from wamkit.spec import PolicySpec
 from wamkit.training.log import read_metrics

@@ -21,11 +21,12 @@ from wamkit.data.loader import WindowLoader
 from wamkit.data.stats import feature_statistics
 from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
 from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.vectors import Transforms
 from wamkit.data.windows import WindowConfig
 from wamkit.models.wav.config import tiny
 from wamkit.models.wav.family import WAV
 from wamkit.models.wav.objective import WAVObjective, action_full, value_only, video_only
-from wamkit.policy import Policy, Transforms, load_policy
+from wamkit.policy import Policy, load_policy
 from wamkit.spec import PolicySpec
 from wamkit.training.optim import restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource

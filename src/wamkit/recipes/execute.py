@@ -23,6 +23,7 @@ from wamkit.data.encoded import MANIFEST, CachePurpose, EncodedDataset, codecs_d
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE, EpisodeSource
 from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.vectors import Transforms
 from wamkit.data.windows import WindowConfig
 from wamkit.device import choose_device
 from wamkit.draws import seeded
@@ -32,7 +33,7 @@ from wamkit.models.wav.layouts import open_weights
 from wamkit.models.wav.load_policy import PROFILES
 from wamkit.models.wav.weights import check_fit
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
-from wamkit.policy import Policy, Transforms
+from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
 from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
 from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_statistics

@@ -15,11 +15,11 @@ from wamkit.data.actions import ActionTransform
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import Statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.vectors import Transforms
 from wamkit.models.wav.family import WAV
 from wamkit.models.wav.initial import empty_network
 from wamkit.models.wav.layouts import open_weights
 from wamkit.models.wav.weights import load_weights
-from wamkit.policy import Transforms
 from wamkit.recipes.published_robots import ROBOTS
 from wamkit.recipes.run import Run
 from wamkit.spec import PolicySpec, RobotSpec
