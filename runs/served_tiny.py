@@ -20,6 +20,7 @@ import torch
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.models.wav import config as wav
 from wamkit.policy import load_policy
+from wamkit.untrained import untrained_policy
 
 NUM_STEPS = 2
 EXECUTED = 4
