@@ -91,6 +91,7 @@ def test_a_token_in_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatc
         (["--certificate", "/no/a", "--key", "/no/b"], "a PEM file at /no/a"),
         (["--imagine-every-s", "-1"], "seconds between imaginations"),
         (["--planner", "best"], "unknown planner 'best'"),
+        (["--transfer-s", "0"], "times above 0 seconds, got 600.0 and 0.0"),
         (["--host", "203.0.113.7"], "cannot listen at 203.0.113.7"),
     ],
 )

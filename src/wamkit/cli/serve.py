@@ -57,6 +57,8 @@ class Options:
     """Largest request in MiB; by default what the policy's images take, eightfold, and one."""
     idle_s: float = 600.0
     """Seconds without a request after which a connection is closed."""
+    transfer_s: float = 10.0
+    """Seconds that a request may take to arrive, or an answer to leave, once it has begun; more for a slow network."""
     grace_s: float = 10.0
     """Seconds to finish what is under way when the server is stopped."""
     values: bool = False
@@ -140,6 +142,7 @@ def make_config(options: Options) -> ServerConfig:
         max_message_bytes=None if options.max_message_mb is None else round(options.max_message_mb * 2**20),
         max_connections=options.max_connections,
         idle_s=options.idle_s,
+        transfer_s=options.transfer_s,
         grace_s=options.grace_s,
     )
 
