@@ -136,6 +136,18 @@ class Policy:
         for slot in slots:
             self._slots.pop(slot, None)
 
+    def episodes(self, slots: Sequence[int]) -> dict[int, Any]:
+        """The episode of each slot as it is now, for `restore`; `None` for one without."""
+        return {slot: self._slots.get(slot) for slot in slots}
+
+    def restore(self, episodes: Mapping[int, Any]) -> None:
+        """Put back what `episodes` gave."""
+        for slot, episode in episodes.items():
+            if episode is None:
+                self._slots.pop(slot, None)
+            else:
+                self._slots[slot] = episode
+
     @torch.inference_mode()
     def remember(self, slots: Sequence[int], *, video: UInt8[Tensor, "b v h w c"], executed: Sequence[int]) -> None:
         """Take frames into the slots' memories without acting, as when a robot tells what happened in between.

@@ -66,6 +66,15 @@ def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[st
     assert process.returncode == 0 and "Traceback" not in err and out == ""
 
 
+def test_options_that_are_given_several_times(folder: Path) -> None:
+    options = ("--camera", "a=front", "--camera", "b=wrist", "--ignore-key", "x", "--ignore-key", "y")
+    with served(folder, *options) as (url, _), Client(url) as client:
+        front, wrist = observation()["obs"]
+        seen = {key: value for key, value in observation().items() if key != "obs"}
+        assert client.infer({**seen, "a": front, "b": wrist, "x": 1, "y": 2})["actions"].shape == (9, 3)
+        assert "'b' is camera 'wrist'" in client.metadata["send"]
+
+
 def test_a_token_in_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAMKIT_TOKEN", "s3cret")
     with served(folder) as (url, _):
@@ -90,6 +99,7 @@ def test_a_token_in_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatc
         (["--certificate", "/no/such/file"], "a certificate and its key"),
         (["--certificate", "/no/a", "--key", "/no/b"], "a PEM file at /no/a"),
         (["--imagine-every-s", "-1"], "seconds between imaginations"),
+        (["--max-search-work", "-1"], "--max-search-work of 0 or more"),
         (["--planner", "best"], "unknown planner 'best'"),
         (["--transfer-s", "0"], "times above 0 seconds, got 600.0 and 0.0"),
         (["--host", "203.0.113.7"], "cannot listen at 203.0.113.7"),

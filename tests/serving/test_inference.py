@@ -209,6 +209,37 @@ def test_a_deadline_that_has_passed_costs_nothing(inference: Inference, gate: Ga
     np.testing.assert_allclose(in_time.actions, alone([0, 4], seed=3, executed=4)[1], atol=1e-5)
 
 
+def test_a_call_that_still_waits_at_its_deadline_is_told_then(inference: Inference, gate: Gate) -> None:
+    first = hold(inference, gate)
+    late = call(inference, inference.new_slot(), seed=1)
+    told = inference.submit(late)
+    inference.expire(late)
+    with pytest.raises(DeadlineMissed, match="did not come in time"):
+        told.result(timeout=1)
+    gate.gate.set()
+    assert first.result() and inference.num_waiting == 0
+    inference.expire(late)  # its answer is there: nothing to do
+    assert gate.calls == [1]
+
+
+@pytest.mark.parametrize("task", ["break", "nan"])
+def test_a_beginning_that_fails_leaves_the_episode_before(inference: Inference, task: str) -> None:
+    slot = inference.new_slot()
+    ask(inference, slot, 0, seed=3).result()
+    with pytest.raises(ServerError):
+        ask(inference, slot, 8, seed=9, task=task).result()
+    went_on = ask(inference, slot, 4).result()
+    np.testing.assert_allclose(went_on.actions, alone([0, 4], seed=3, executed=4)[1], atol=1e-5)
+
+
+def test_the_end_waits_no_longer_than_it_is_told_to(inference: Inference, gate: Gate) -> None:
+    first = hold(inference, gate)
+    begun = time.monotonic()
+    assert not inference.stop(0.05) and time.monotonic() - begun < 5
+    gate.gate.set()
+    assert inference.stop(20.0) and first.result()
+
+
 def test_a_robot_that_has_left_is_not_computed_for(inference: Inference, gate: Gate) -> None:
     first = hold(inference, gate)
     gone, stays = ask(inference, inference.new_slot(), seed=1), ask(inference, inference.new_slot(), seed=2)

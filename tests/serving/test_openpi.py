@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wamkit_client import AsyncClient, BadRequest, Client, pack, unpack
+from wamkit_client import AsyncClient, BadRequest, Client, DeadlineMissed, pack, unpack
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
@@ -189,6 +189,34 @@ def test_an_error_is_told_as_the_client_reads_it(server: Server, goes_on: bool) 
         with pytest.raises(ConnectionClosedError) as closed:
             connection.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"reset": True, "prompt": "push the puck", "deadline_ms": 1e-3}, DeadlineMissed),
+        ({"reset": True, "execution_step": 0}, BadRequest),
+        ({"seed": 9}, BadRequest),
+        ({"prompt": "push the puck", "seed": 9}, BadRequest),
+    ],
+)
+def test_a_request_that_fails_changes_nothing(server: Server, wrong: dict[str, Any], error: type[Exception]) -> None:
+    first, second = alone([0, 4], seed=7, executed=4)
+    with Client(server.url) as client:
+        client.reset(TASK, seed=7)
+        assert np.array_equal(client.infer(named(executed=4))["actions"], first)
+        with pytest.raises(error):
+            client.infer(named(8, executed=4) | wrong)
+        went_on = named(4, executed=4)
+        del went_on["prompt"]  # the sentence is still the first one
+        assert np.array_equal(client.infer(went_on)["actions"], second)
+
+
+def test_the_mark_alone_begins_an_episode_of_the_same_sentence(server: Server) -> None:
+    with plain(server) as connection:
+        ask(connection, observation(3, executed=4))
+        again = ask(connection, observation(prompt="<reset>", seed=7, executed=4))["actions"]
+    assert np.array_equal(again, alone([0], seed=7, executed=4)[0])
 
 
 async def _ask_all(url: str, count: int) -> list[np.ndarray]:

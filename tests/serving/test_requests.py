@@ -240,7 +240,10 @@ BIG = np.zeros((2, 48, 48, 3), np.uint8)
         (observation(seed=nested(900)), "seed as a whole number"),
         (observation(seed={"a": nested(900)}), "seed as a whole number.*got a map with the keys"),
         (observation(reset="x" * 10**6), "reset to be true or false"),
-        (observation(explore_config=LARGE), "at most 65536 rounds times videos times values times steps, got 122880"),
+        (observation(explore_config=LARGE), "at most 16384 rounds times videos times values times steps, got 122880"),
+        (observation(images={"front": FRONT, "wrist": WRIST}), "either 'obs' or images by camera, got both"),
+        (observation(front=FRONT), "either 'obs' or images by camera, got both"),
+        (named(images={"front": FRONT / 255, "wrist": WRIST}), "send pixels of 0 to 255 as uint8"),
         (observation(explore_config=SMALL, num_inference_steps=100), "lower explore_config or num_inference_steps"),
     ],
 )
@@ -248,3 +251,21 @@ def test_what_does_not_fit_is_told(message: Any, told: str) -> None:
     with pytest.raises(BadRequest, match=told) as error:
         READER.read(message)
     assert len(str(error.value)) < 1000, "a message for people, whatever was sent"
+
+
+def test_the_mark_of_a_new_episode_alone_keeps_the_sentence() -> None:
+    for prompt in ("<reset>", " <reset> "):
+        request = READER.read(observation(prompt=prompt))
+        assert request.begins and request.task is None
+
+
+def test_no_search_but_the_servers_own() -> None:
+    reader = dataclasses.replace(READER, max_search_work=0)
+    assert reader.read(observation(num_inference_steps=5)).settings.num_steps == 5
+    with pytest.raises(BadRequest, match=r"at most 0 rounds.*--max-search-work"):
+        reader.read(observation(explore_config={"explore_steps": 1}))
+
+
+def test_further_names_are_told() -> None:
+    reader = dataclasses.replace(READER, camera_keys={"cam0": "front"})
+    assert "'cam0' is camera 'front'" in reader.wanted and "is camera" not in READER.wanted

@@ -108,7 +108,10 @@ BOMB = encoded("png", np.zeros((4000, 4000, 3), np.uint8))
         (frame("hello", {"protocol_version": np.arange(3)}), "protocol_version 1, got ndarray"),
         (pack({"type": np.arange(3), "payload": {}, "seq": 1, "timestamp": 0}), "type hello.*got ndarray"),
         (frame("observation", seen(compute_kv_cache=True)), "an observation with images, which is answered"),
-        (frame("observation", {"reset": True, "prompt": "go"}), "an observation with images, which is answered"),
+        (
+            frame("observation", {"reset": True, "prompt": "go"}),
+            "an observation with images, which is answered",
+        ),
         (
             frame(
                 "observation",
@@ -167,3 +170,27 @@ def test_a_clients_own_error_is_only_logged(server: Server) -> None:
     with connect(f"{server.url}/vla-eval") as connection:
         connection.send(frame("error", {"error": deep}))
         assert ask(connection, frame("observation", seen()))["type"] == "action"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"images": {"front": FRONT[:8], "wrist": WRIST}}, "camera 'front'"),
+        ({"states": np.full(3, np.nan, np.float32)}, "NaN or infinity"),
+        ({"extra": 1}, "unknown keys 'extra'"),
+    ],
+)
+def test_observations_between_two_chunks_are_held_to_the_same(server: Server, more: dict[str, Any], told: str) -> None:
+    with connect(f"{server.url}/vla-eval") as connection:
+        assert ask(connection, frame("observation", seen()))["type"] == "action"
+        reply = ask(connection, frame("observation", seen() | more, seq=5))
+        assert reply["type"] == "error" and told in reply["payload"]["error"] and reply["seq"] == 5
+        assert ask(connection, frame("observation", seen()))["type"] == "action"
+
+
+def test_another_sentence_is_answered_with_another_chunk(server: Server) -> None:
+    with connect(f"{server.url}/vla-eval") as connection:
+        first = ask(connection, frame("observation", seen()))["payload"]["actions"]
+        other = ask(connection, frame("observation", seen(task_description="another sentence")))["payload"]["actions"]
+        chunk = ask(connection, frame("observation", seen(task_description="another sentence")))["payload"]["actions"]
+    assert not np.array_equal(first, other) and not np.array_equal(other, chunk)

@@ -7,6 +7,8 @@ history. The port opens when the policy is warm. Stop with Ctrl-C or SIGTERM: ro
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -65,14 +67,17 @@ class Options:
     """Send the policy's values with every answer; it takes time, and a request may ask for them itself."""
     seed: int = 0
     """Of the draws in episodes whose robots name no seed."""
-    camera: tuple[str, ...] = ()
-    """Further names of images in requests, as KEY=CAMERA."""
-    state_keys: tuple[str, ...] = ()
-    """Keys of requests whose numbers, one after the other, are the state; by default the usual names of one."""
-    ignore_keys: tuple[str, ...] = ()
-    """Keys of requests that are accepted and not read."""
-    part: tuple[str, ...] = ()
-    """Parts of /predict's form, as NAME=CAMERA:HEIGHTxWIDTH; by default WAV's for three cameras, else the cameras."""
+    max_search_work: int = 2**14
+    """Largest search that a request may ask for with explore_config: rounds times videos times values times denoising
+    steps. All robots wait while it is computed; 0 allows none but the server's own."""
+    camera: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Further name of a camera in requests, as KEY=CAMERA; may be given several times, as those that follow."""
+    state_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Key of requests whose numbers, one after the other, are the state; by default the usual names of one."""
+    ignore_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Key of requests that is accepted and not read."""
+    part: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Part of /predict's form, as NAME=CAMERA:HEIGHTxWIDTH; by default WAV's for three cameras, else the cameras."""
     imagine_every_s: float = 1.0
     """Seconds between two imagined futures on the live page while somebody looks at it; 0 imagines none."""
 
@@ -81,7 +86,8 @@ def run(options: Options) -> int:
     """Serve until stopped."""
     config = make_config(options)
     options.running.check()
-    for name, least in {"memory_threshold": 1, "max_batch": 1, "max_waiting": 1, "seed": 0}.items():
+    leasts = {"memory_threshold": 1, "max_batch": 1, "max_waiting": 1, "seed": 0, "max_search_work": 0}
+    for name, least in leasts.items():
         if getattr(options, name) < least:
             raise ValueError(f"expected --{name.replace('_', '-')} of {least} or more, got {getattr(options, name)}")
 
@@ -101,15 +107,19 @@ def run(options: Options) -> int:
             identity=asdict(identity),
             batching=batching,
             camera_keys=pairs(options.camera),
-            state_keys=options.state_keys,
-            ignored=frozenset(options.ignore_keys),
+            state_keys=options.state_key,
+            ignored=frozenset(options.ignore_key),
             parts=parts,
             values=options.values,
             seed=options.seed,
             imagine_every_s=options.imagine_every_s,
+            max_search_work=options.max_search_work,
         )
         server = Server(app, listening)
         server.run(on_open=lambda: _tell(server.url, server.address, config))
+    if not app.service.inference.stop(0):
+        print("the policy still computed for a robot; it was not waited for", file=sys.stderr, flush=True)
+        os._exit(0)  # nothing can interrupt it, and everything else has ended
     return 0
 
 

@@ -22,7 +22,7 @@ from wamkit_client.errors import Busy, DeadlineMissed, NotReady, ServerError
 from wamkit.batching import ExactBatches
 from wamkit.policy import Decision, Policy
 from wamkit.serving.requests import Settings
-from wamkit.types import Imagined
+from wamkit.types import ActionChunk, Imagined
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Answer:
     batch_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """What one robot asks of the policy.
 
@@ -205,6 +205,16 @@ class Inference:
             self._condition.notify()
         return call.answer
 
+    def expire(self, call: Call) -> None:
+        """Give a call up that still waits: its deadline has passed."""
+        with self._condition:
+            if call not in self._waiting:
+                return
+            self._waiting.remove(call)
+        call.answer.set_exception(
+            DeadlineMissed("deadline: its turn did not come in time; ask again with a newer observation")
+        )
+
     def start(self) -> None:
         """Warm up, then take calls; returns when the first request will be fast.
 
@@ -215,13 +225,21 @@ class Inference:
         self._is_ready = True
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finish what waits, then end the thread."""
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Finish what waits, then end the thread.
+
+        Args:
+            timeout_s: how long to wait for a call that is being computed, which nothing can interrupt.
+
+        Returns:
+            Whether the thread has ended.
+        """
         with self._condition:
             self._is_stopping = True
             self._condition.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _warm_up(self) -> None:
         """Run every kind of call once: what is built, tried or allocated at first use is there afterwards."""
@@ -356,27 +374,17 @@ class Inference:
     def _answer(self, calls: Sequence[Call]) -> None:
         begun = time.monotonic()
         policy, _ = self._variant(calls[0].settings)
-        fresh = [call for call in calls if call.seed is not None]
-        policy.reset([call.slot for call in fresh], seeds=[call.seed for call in fresh if call.seed is not None])
-        video, state, task = _stacked(calls)
-        slots, executed = [call.slot for call in calls], [call.executed for call in calls]
-        decision: Decision | None = None
-        if calls[0].remember_only:
-            policy.remember(slots, video=video, executed=executed)
-            actions = np.zeros((len(calls), 0, len(policy.spec.robot.action)), np.float32)
-            imagined, timing = None, {}
-        elif calls[0].imagine:
-            chunk = policy.act(slots, video=video, state=state, task=task, executed=executed, record=True)
-            actions, imagined, timing = chunk.actions.float().numpy(), chunk.imagined, chunk.timing
-        else:
-            decision = policy.decide(
-                slots, video=video, state=state, task=task, executed=executed, value=calls[0].value
-            )
-            chunk = decision.chunk
-            actions, imagined, timing = chunk.actions.float().numpy(), chunk.imagined, chunk.timing
+        before = policy.episodes([call.slot for call in calls])
+        try:
+            chunk, decision = self._decided(policy, calls)
+        except Exception:
+            policy.restore(before)
+            raise
+        actions = chunk.actions.float().numpy()
         computed = time.monotonic() - begun
         for row, call in enumerate(calls):
             if not np.isfinite(actions[row]).all():
+                policy.restore({call.slot: before[call.slot]})
                 call.answer.set_exception(
                     ServerError(
                         "the policy gave actions that are no finite numbers; look at its weights and statistics"
@@ -386,8 +394,8 @@ class Inference:
             call.answer.set_result(
                 Answer(
                     actions=actions[row],
-                    imagined=None if imagined is None else imagined.row(row),
-                    timing=dict(timing),
+                    imagined=None if chunk.imagined is None else chunk.imagined.row(row),
+                    timing=dict(chunk.timing),
                     waited_s=begun - call.arrived,
                     computed_s=computed,
                     batch_size=len(calls),
@@ -397,6 +405,20 @@ class Inference:
             self._on_batch(len(calls), computed)
         if decision is not None and len(calls) == 1 and self._wants(calls[0].slot):
             self._dream(calls[0], decision)
+
+    def _decided(self, policy: Policy, calls: Sequence[Call]) -> tuple[ActionChunk, Decision | None]:
+        """The chunks of calls of one kind, and what can be imagined beside them."""
+        fresh = [call for call in calls if call.seed is not None]
+        policy.reset([call.slot for call in fresh], seeds=[call.seed for call in fresh if call.seed is not None])
+        video, state, task = _stacked(calls)
+        slots, executed = [call.slot for call in calls], [call.executed for call in calls]
+        if calls[0].remember_only:
+            policy.remember(slots, video=video, executed=executed)
+            return ActionChunk(actions=torch.zeros(len(calls), 0, len(policy.spec.robot.action))), None
+        if calls[0].imagine:
+            return policy.act(slots, video=video, state=state, task=task, executed=executed, record=True), None
+        decision = policy.decide(slots, video=video, state=state, task=task, executed=executed, value=calls[0].value)
+        return decision.chunk, decision
 
     def _dream(self, call: Call, decision: Decision) -> None:
         """Imagine for whoever looks; its robot has been answered, so a failure is nobody's."""

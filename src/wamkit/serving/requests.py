@@ -29,8 +29,8 @@ MAX_EXECUTED: Final = 100
 MAX_PROMPT: Final = 4096
 MAX_DECODER_STEPS: Final = 100
 MAX_SEARCH: Final = {"iterations": 20, "num_videos": 64, "num_values": 32}
-MAX_WORK: Final = 2**16
-"""Rounds times videos times values times steps of a search that a request asks for: 14 times WAV's own."""
+MAX_SEARCH_WORK: Final = 2**14
+"""Rounds times videos times values times steps of a search that a request asks for: 3.5 times WAV's own."""
 
 _STATE_KEYS: Final = ("state", "states", "observation/state", "observation.state", "proprio")
 _TASK_KEYS: Final = ("prompt", "task_description", "instruction", "task")
@@ -119,6 +119,8 @@ class RequestReader:
         camera_keys: further names: key of a request -> camera of the policy.
         state_keys: keys whose numbers, one after the other, are the state; by default the field's usual names.
         ignored: keys that are accepted and not read.
+        max_search_work: of a request that asks for another search than the server's own: rounds times videos times
+            values times denoising steps. While it computes all other robots wait.
     """
 
     spec: PolicySpec
@@ -126,6 +128,7 @@ class RequestReader:
     camera_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     state_keys: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
+    max_search_work: int = MAX_SEARCH_WORK
 
     def __post_init__(self) -> None:
         names = self.spec.robot.camera_names
@@ -152,9 +155,10 @@ class RequestReader:
         """What to send, for messages and for the metadata."""
         robot = self.spec.robot
         sizes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in robot.cameras)
+        aliases = "".join(f"; {key!r} is camera {camera!r}" for key, camera in self.camera_keys.items())
         return (
             f"'images' with uint8 RGB arrays (height, width, 3) by camera ({sizes}) or 'obs' with all of them stacked "
-            f"in this order, 'state' with {len(robot.state)} numbers "
+            f"in this order{aliases}, 'state' with {len(robot.state)} numbers "
             f"({', '.join(channel.name for channel in robot.state)}), and 'prompt'"
         )
 
@@ -199,17 +203,19 @@ class RequestReader:
             shown = ", ".join(repr(key[:40]) for key in unknown[:5]) + " …" * (len(unknown) > 5)
             raise BadRequest(
                 f"expected {self.wanted}; got the unknown keys {shown}. Leave them out, or start the server with "
-                "--camera KEY=CAMERA or --state-keys for images and states under other names, or --ignore-keys"
+                "--camera KEY=CAMERA or --state-key for images and states under other names, or --ignore-key"
             )
 
     def _video(self, message: Mapping[str, Any]) -> UInt8[np.ndarray, "v h w 3"] | None:
         names = self.spec.robot.camera_names
+        named = [(key, value) for key, value in message.items() if key in self.cameras]
         if message.get("obs") is not None:
+            if named or message.get("images") is not None:
+                raise BadRequest("expected either 'obs' or images by camera, got both; send one of them")
             told = message.get("cameras")
             if told is not None and not _same_names(_sequence(told, "cameras"), names):
                 raise BadRequest(f"expected 'obs' with cameras in the order {list(names)}, got {_shown(told)}")
             return self._stacked(message["obs"])
-        named = [(key, value) for key, value in message.items() if key in self.cameras]
         images = message.get("images")
         if images is not None:
             if not isinstance(images, Mapping):
@@ -241,9 +247,10 @@ class RequestReader:
         fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape in [(*s, 3) for s in sizes]
         if not fits:
             wanted = " or ".join(f"({height}, {width}, 3)" for height, width in sizes)
+            is_pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8
+            advice = "resize it on the robot as in training" if is_pixels else "send pixels of 0 to 255 as uint8"
             raise BadRequest(
-                f"expected camera {camera!r} as a uint8 RGB array of shape {wanted}, got {_kind(image)}; resize it "
-                "on the robot as in training"
+                f"expected camera {camera!r} as a uint8 RGB array of shape {wanted}, got {_kind(image)}; {advice}"
             )
         return image
 
@@ -313,11 +320,12 @@ class RequestReader:
         explore = message.get("explore_config")
         if isinstance(explore, np.ndarray) or explore:
             settings = dataclasses.replace(settings, planner=_planner(explore, settings.planner))
-        most = max(MAX_WORK, _work(self.settings))
+        most = max(self.max_search_work, _work(self.settings))
         if _work(settings) > most:
             raise BadRequest(
                 f"expected a search of at most {most} rounds times videos times values times steps, got "
-                f"{_work(settings)}; lower explore_config or num_inference_steps"
+                f"{_work(settings)}; lower explore_config or num_inference_steps, or start the server with another "
+                "--max-search-work"
             )
         return settings
 
@@ -362,8 +370,9 @@ def _prompt(message: Mapping[str, Any]) -> tuple[str | None, bool]:
         raise BadRequest(f"expected {keys[0]!r} as text, got {_kind(prompt)}")
     if len(prompt) > MAX_PROMPT:
         raise BadRequest(f"expected {keys[0]!r} of at most {MAX_PROMPT} characters, got {len(prompt)}; shorten it")
-    is_marked = RESET_MARK in prompt
-    return prompt.replace(RESET_MARK, "").strip() if is_marked else prompt, is_marked
+    if RESET_MARK not in prompt:
+        return prompt, False
+    return prompt.replace(RESET_MARK, "").strip() or None, True  # the mark alone keeps the sentence
 
 
 def _padding(message: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import time
@@ -171,6 +172,23 @@ class Service:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Episode:
+    """What a session remembers of a robot's episode.
+
+    Args:
+        task: sentence.
+        seed: of an episode that begins with the next call.
+        last: the last answer.
+        has_begun: whether there is one.
+    """
+
+    task: str | None = None
+    seed: int | None = None
+    last: Reply | None = None
+    has_begun: bool = False
+
+
 class Session:
     """One robot's connection: its slot in the policy, its episode, and what it was told last.
 
@@ -187,12 +205,14 @@ class Session:
         self.peer = peer
         self.name = name
         self.slot = service.inference.new_slot()
-        self.task: str | None = None
         self.calls = 0
-        self._seed: int | None = None  # of an episode that begins with the next call
-        self._has_begun = False
-        self._last: Reply | None = None
+        self._episode = _Episode()
         self._last_total_ms: float | None = None
+
+    @property
+    def task(self) -> str | None:
+        """The sentence of the episode."""
+        return self._episode.task
 
     async def answer(self, message: Any, *, arrived: float | None = None) -> Reply:
         """The answer to one message.
@@ -227,14 +247,7 @@ class Session:
             seed: of its draws; the service's choice when `None`.
             task: its sentence.
         """
-        self._seed = self.service.new_seed() if seed is None else seed
-        self._has_begun = True
-        self._last = None
-        if task is not None:
-            self.task = task
-        self.service.metrics.episodes.labels(self.dialect).inc()
-        if self.service.watcher is not None:
-            self.service.watcher.began(self)
+        self._enter(self._next(seed, task))
 
     def close(self) -> None:
         """End the session and its episode."""
@@ -247,28 +260,71 @@ class Session:
                 self.service.watcher.ended(self)
 
     async def _answer(self, request: Request, arrived: float) -> Reply:
-        if request.begins or not self._has_begun:
-            self.begin(seed=request.seed)
+        """The episode goes on, or begins, only with an answer: a request that fails changes nothing."""
+        episode, begins = self._episode, request.begins or not self._episode.has_begun
+        if begins:
+            episode = self._next(request.seed, None)
+        elif request.seed is not None:
+            raise BadRequest("expected a 'seed' where an episode begins, got one within an episode; send 'reset' too")
         if request.task is not None:
-            self.task = request.task
+            episode = dataclasses.replace(episode, task=request.task)
         if request.video is None:
+            self._enter(episode)
             return Reply()
         if request.rows == 0 and not request.feeds_back:
-            return self._again()
-        if self.task is None and not request.feeds_back:
+            if episode.last is None:
+                raise BadRequest(
+                    "expected an execution_step of 1 or more in an episode's first request: there are no last actions "
+                    "to return again"
+                )
+            self._episode = episode
+            return episode.last
+        if episode.task is None and not request.feeds_back:
             raise BadRequest("expected a 'prompt' that says what to do, got none so far; send it with the observation")
-        call = self._call(request, request.video, arrived)
-        answer = await asyncio.wrap_future(self.service.inference.submit(call))
-        self._seed = None
+        call = self._call(request, episode, request.video, arrived)
+        answer = await self._computed(call)
+        episode = dataclasses.replace(episode, seed=None)
+        if begins:
+            self._enter(episode)
+        self._episode = episode
         if request.feeds_back:
             return Reply()
         self.calls += 1
         if self.service.watcher is not None:
             self.service.watcher.answered(self, call, answer)
-        self._last = self._reply(answer, request.rows)
-        return self._last
+        reply = self._reply(answer, request.rows)
+        self._episode = dataclasses.replace(episode, last=reply)
+        return reply
 
-    def _call(self, request: Request, video: np.ndarray, arrived: float) -> Call:
+    def _next(self, seed: int | None, task: str | None) -> _Episode:
+        """An episode that begins with the next call."""
+        seed = self.service.new_seed() if seed is None else seed
+        return _Episode(seed=seed, task=self.task if task is None else task, has_begun=True)
+
+    def _enter(self, episode: _Episode) -> None:
+        self._episode = episode
+        known = self.service.spec.tasks
+        if known and episode.task is not None and episode.task not in known:
+            logger.warning("%s asks for %.80r, which is none of the sentences of training", self.name, episode.task)
+        self.service.metrics.episodes.labels(self.dialect).inc()
+        if self.service.watcher is not None:
+            self.service.watcher.began(self)
+
+    async def _computed(self, call: Call) -> Answer:
+        """The answer to a call, which is told at its deadline if it is not being computed by then."""
+        inference = self.service.inference
+        future = inference.submit(call)
+        expiry = None
+        if call.until is not None:
+            delay = max(0.0, call.until - time.monotonic())
+            expiry = asyncio.get_running_loop().call_later(delay, inference.expire, call)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+
+    def _call(self, request: Request, episode: _Episode, video: np.ndarray, arrived: float) -> Call:
         state = request.state
         if state is None:  # only remembered, so never read
             state = np.zeros(len(self.service.spec.robot.state), np.float32)
@@ -277,9 +333,9 @@ class Session:
             slot=self.slot,
             video=video,
             state=state,
-            task=self.task or "",
+            task=episode.task or "",
             executed=request.executed,
-            seed=self._seed,
+            seed=episode.seed,
             settings=request.settings,
             value=self.service.values if request.value is None else request.value,
             imagine=request.imagine,
@@ -288,14 +344,6 @@ class Session:
             remember_only=request.feeds_back,
             arrived=arrived,
         )
-
-    def _again(self) -> Reply:
-        if self._last is None:
-            raise BadRequest(
-                "expected an execution_step of 1 or more in an episode's first request: there are no last actions to "
-                "return again"
-            )
-        return self._last
 
     def _reply(self, answer: Answer, rows: int | None) -> Reply:
         timing = {

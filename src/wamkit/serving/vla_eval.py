@@ -46,11 +46,11 @@ async def converse(websocket: WebSocket, channel: Channel, service: Service) -> 
     try:
         while True:
             data = await channel.receive()
-            frame, seq = None, 0
+            seq = 0
             try:
-                frame = _frame(openpi.read(data))
-                seq = frame["seq"]
-                reply = await talk.answer(frame)
+                message = openpi.read(data)
+                seq = _seq(message)
+                reply = await talk.answer(_frame(message))
             except ServerError as error:
                 logger.info("%s: %s: %s", talk.session.name, error.kind, error)
                 reply = ("error", {"error": str(error), "kind": error.kind})
@@ -97,14 +97,18 @@ class _Talk:
         return None  # episode_start and episode_end get no reply
 
     async def _act(self, payload: Mapping[str, Any]) -> np.ndarray:
+        observation = {key: value for key, value in payload.items() if key not in UNUSED}
+        observation = await asyncio.to_thread(_with_images, observation, self.service)
+        observation["executed"] = self.next
+        told = self.service.reader.read(observation)  # what does not fit is refused at every step, not only when asked
+        if told.video is None:
+            raise BadRequest("expected an observation with images, which is answered with an action, got none")
         horizon = self.service.spec.execution_horizon
-        if self.actions is None or self.next >= min(horizon, len(self.actions)):
-            observation = {key: value for key, value in payload.items() if key not in UNUSED}
-            observation = await asyncio.to_thread(_with_images, observation, self.service)
-            observation["executed"] = self.next
+        is_new = told.begins or (told.task is not None and told.task != self.session.task)
+        if self.actions is None or is_new or self.next >= min(horizon, len(self.actions)):
             reply = await self.channel.during(self.session.answer(observation))
             if reply.actions is None:
-                raise BadRequest("expected an observation with images, which is answered with an action, got none")
+                raise BadRequest("expected an observation that asks for actions, got one that is only remembered")
             self.actions, self.next = reply.actions, 0
         self.next += 1
         return self.actions[self.next - 1]
@@ -120,6 +124,14 @@ class _Talk:
         }
 
 
+def _seq(message: Any) -> int:
+    """The number that an answer repeats, an error too."""
+    seq = message.get("seq", 0) if isinstance(message, dict) else 0
+    if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
+        raise BadRequest("expected 'seq' as a whole number of 0 or more, got another")
+    return seq
+
+
 def _frame(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise BadRequest(f"expected a frame with type, payload, seq and timestamp, got {type(message).__name__}")
@@ -131,9 +143,6 @@ def _frame(message: Any) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in kinds:
         shown = repr(kind[:40]) if isinstance(kind, str) else type(kind).__name__
         raise BadRequest(f"expected a frame of type {', '.join(kinds)}, got {shown}")
-    seq = message["seq"]
-    if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
-        raise BadRequest("expected 'seq' as a whole number of 0 or more, got another")
     if not isinstance(message["payload"], dict):
         raise BadRequest(f"expected 'payload' as a map, got {type(message['payload']).__name__}")
     return message
