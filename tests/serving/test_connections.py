@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import socket
 import struct
 import time
@@ -13,6 +15,7 @@ from wamkit_client import Client, pack, unpack
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from wamkit.serving.connections import Loop
 from wamkit.serving.server import Server
 
 from .conftest import TASK, alone, observation, serving
@@ -254,6 +257,38 @@ def test_connections_beyond_those_that_are_served() -> None:
             connection.close()
         with Client(server.url) as client:
             assert client.infer(observation())["actions"].shape == (1, 3)
+
+
+def test_connections_without_a_file_for_them_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def crowd() -> None:
+        taken = asyncio.Event()
+
+        class Taken(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                transport.close()
+                taken.set()
+
+        server = await asyncio.get_running_loop().create_server(Taken, "127.0.0.1", 0)
+        with socket.socket() as client:
+            with open("/dev/null") as unused:
+                lowest = unused.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+            try:
+                client.connect(server.sockets[0].getsockname())
+                await asyncio.sleep(0.1)
+                assert not taken.is_set()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await asyncio.wait_for(taken.wait(), 10)
+        server.close()
+
+    with asyncio.Runner(loop_factory=lambda: Loop(1.0)) as runner:
+        runner.run(crowd())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "expected room for a further connection, got"
+    ]
 
 
 def test_a_client_that_says_no_goodbye_is_left_alone() -> None:

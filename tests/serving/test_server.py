@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
-import ssl
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from wamkit.serving.inference import Batching
 from wamkit.serving.server import Server, bind, build
 
 from ..policies import make_policy
-from .conftest import TASK, alone, named, observation, serving
+from .conftest import TASK, alone, observation, serving
 
 
 class Slow(Policy):
@@ -76,8 +74,27 @@ def test_a_port_in_use_is_told_before_anything_is_loaded() -> None:
         taken.listen()
         with pytest.raises(OSError, match=r"127\.0\.0\.1:\d+ is in use; stop what runs there or name another --port"):
             bind(ServerConfig(port=taken.getsockname()[1]))
+    with bind(ServerConfig(port=0)) as first:
+        port = first.getsockname()[1]
+        with bind(ServerConfig(port=port)) as second:  # nobody listens yet
+            app = build(make_policy(), ServerConfig(port=port), identity={})
+            second.listen()
+            with pytest.raises(OSError, match=rf"127\.0\.0\.1:{port} is in use; stop what runs there"):
+                Server(app, first).run()
     with pytest.raises(OSError, match=r"cannot listen at 203\.0\.113\.7:0: .*name another --host"):
         bind(ServerConfig(host="203.0.113.7", port=0))
+
+
+def test_a_server_may_have_as_many_files_as_its_user() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = min(1000, before[1] - 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+    try:
+        with serving():
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == low
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_port_opens_when_the_policy_is_warm() -> None:
@@ -149,45 +166,6 @@ def test_pages_of_other_sites_may_not_talk_to_it(server: Server) -> None:
         pass
 
 
-def test_tls(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        key,
-        "-out",
-        certificate,
-        "-days",
-        "2",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, *names], check=True, capture_output=True)
-    trust = ssl.create_default_context(cafile=certificate)
-    with serving(certificate=certificate, key=key) as server:
-        assert server.url.startswith("wss://") and server.address.startswith("https://")
-        with Client(server.url, ssl=trust) as client:
-            client.reset(seed=2)
-            assert np.array_equal(client.infer(named())["actions"], alone([0], seed=2, executed=4)[0])
-        with urllib.request.urlopen(f"{server.address}/healthz", context=trust, timeout=10) as answer:
-            assert answer.read() == b"OK\n"
-        with pytest.raises(ConnectionLost, match="certificate"):
-            Client(server.url, reconnect_s=0)
-    with (
-        pytest.raises(ValueError, match=r"a PEM certificate at .* and its key"),
-        serving(certificate=key, key=certificate),
-    ):
-        pass
-    with pytest.raises(FileNotFoundError, match="expected a PEM file"), serving(certificate=tmp_path / "no", key=key):
-        pass
-    with pytest.raises(ValueError, match="a certificate and its key"):
-        ServerConfig(certificate=certificate)
-
-
 # The limits
 
 
@@ -210,7 +188,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_one_robot_too_many_is_told_to_come_again() -> None:
     with serving(max_connections=2) as server, Client(server.url) as one:
         with Client(server.url):
-            with pytest.raises(ConnectionLost, match="2 robots are connected"):
+            with pytest.raises(Busy, match="2 robots are connected"):
                 Client(server.url, reconnect_s=0.1)
             assert one.infer(observation())["actions"].shape == (1, 3)
         with Client(server.url) as after:
@@ -289,7 +267,7 @@ def test_a_deadline_is_kept_and_the_episode_goes_on() -> None:
         busy = threading.Thread(target=other.infer, args=(observation(),))
         busy.start()
         time.sleep(0.1)
-        with pytest.raises(DeadlineMissed, match="too late"):
+        with pytest.raises(DeadlineMissed, match="not begun|too late"):
             one.infer(observation(deadline_ms=20))
         busy.join()
         reply = one.infer(observation(deadline_ms=20_000, executed=4))

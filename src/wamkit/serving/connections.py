@@ -9,11 +9,13 @@ uvicorn serves them; what it would wait for without end, or keep without bound, 
 | sends a message in a great many fragments | given one buffer of the message's size |
 | sends many messages before their answers | closed |
 | opens very many connections | refused further ones |
+| begins TLS and does not go on | closed after `transfer_s` |
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final
 
 import h11
@@ -22,12 +24,44 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.protocol import State
 
+logger = logging.getLogger(__name__)
+
 MAX_EARLY: Final = 64
 """Messages of one WebSocket that may wait for their turn."""
 DEPARTURE: Final = "wamkit.departure"
 """Extension of a WebSocket's scope: a future that is done when the client has left."""
 SPARE: Final = 64
 """Connections that may be open beyond those that are served, for instance to be told that the server is busy."""
+SAID_S: Final = 10.0
+"""Seconds in which it is said once that no more connections can be taken."""
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop in which TLS begins and ends in time, and a lack of files fills no log.
+
+    Args:
+        transfer_s: for a handshake, and for a goodbye.
+    """
+
+    def __init__(self, transfer_s: float) -> None:
+        super().__init__()
+        self._transfer_s = transfer_s
+        self._silent_until = 0.0
+
+    async def create_server(self, *args: Any, **settings: Any) -> Any:
+        if settings.get("ssl") is not None:
+            settings |= {"ssl_handshake_timeout": self._transfer_s, "ssl_shutdown_timeout": self._transfer_s}
+        return await super().create_server(*args, **settings)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if "out of system resource" not in context.get("message", ""):
+            super().call_exception_handler(context)
+        elif self.time() >= self._silent_until:  # asyncio tells it thousands of times a second
+            self._silent_until = self.time() + SAID_S
+            logger.error(
+                "expected room for a further connection, got: %s; allow more open files (ulimit -n)",
+                context.get("exception"),
+            )
 
 
 class EndingTransport:
@@ -44,8 +78,12 @@ class EndingTransport:
 
     def close(self) -> None:
         """Close, after what was written has left or after `seconds`."""
+        if self._transport.is_closing():  # a second close would break asyncio's transport for TLS
+            return
+        is_tls = self._transport.get_extra_info("sslcontext") is not None  # what it has written may wait below it
+        is_unread = is_tls or self._transport.get_write_buffer_size()
         self._transport.close()
-        if self._transport.get_write_buffer_size():
+        if is_unread:
             asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
 
     def __getattr__(self, name: str) -> Any:
@@ -169,6 +207,11 @@ class TimedWebSocket(WebSocketsSansIOProtocol):
         _cancel(self._unread)
         if not self.read_paused:
             self.transport.resume_reading()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:  # a refusal is an answer to the handshake too
+            self.handshake_complete = True
 
     async def receive(self) -> Any:
         message = await super().receive()

@@ -1,6 +1,7 @@
 """A server in this process: its socket, its life, and its end.
 
-The port is taken at once, so that one in use is told before a policy is loaded, and opened when the policy is warm.
+The port is taken at once, so that one at which somebody listens is told before a policy is loaded, and opened when the
+policy is warm. Of two servers that load at once for one port, the one that is warm later is told then.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import uvicorn
 from wamkit.policy import Policy
 from wamkit.serving.app import App
 from wamkit.serving.config import ServerConfig
-from wamkit.serving.connections import TimedHttp, TimedWebSocket
+from wamkit.serving.connections import Loop, TimedHttp, TimedWebSocket
 from wamkit.serving.http import HttpDialect, Part, default_parts
 from wamkit.serving.inference import Batching, Inference
 from wamkit.serving.live import LiveView
 from wamkit.serving.metrics import Metrics
-from wamkit.serving.requests import RequestReader, Settings
+from wamkit.serving.requests import MAX_SEARCH_WORK, RequestReader, Settings
 from wamkit.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def bind(config: ServerConfig) -> socket.socket:
     """Take the port without opening it: clients are refused until the server runs.
 
     Raises:
-        OSError: the address is in use, or none of this machine's.
+        OSError: somebody listens at the address, or it is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
@@ -51,12 +52,7 @@ def bind(config: ServerConfig) -> socket.socket:
         taken.bind((config.host, config.port))
     except OSError as error:
         taken.close()
-        where = f"{config.host}:{config.port}"
-        if error.errno == errno.EADDRINUSE:
-            raise OSError(
-                f"expected a free port, {where} is in use; stop what runs there or name another --port"
-            ) from error
-        raise OSError(f"cannot listen at {where}: {error.strerror or error}; name another --host or --port") from error
+        raise _cannot_listen(error, config.host, config.port) from error
     return taken
 
 
@@ -65,16 +61,25 @@ def tls(config: ServerConfig) -> ssl.SSLContext | None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: files that are no certificate and its key.
+        PermissionError: a file that this user may not read.
+        ValueError: files that are no certificate and its key, or a key behind a pass phrase.
     """
     if config.certificate is None or config.key is None:
         return None
     for path in (config.certificate, config.key):
         if not path.is_file():
             raise FileNotFoundError(f"expected a PEM file at {path}, found none; correct the path")
+        path.open("rb").close()  # what OpenSSL says of a file that may not be read does not name it
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def ask() -> str:
+        raise ValueError(
+            f"expected a key without a pass phrase at {config.key}, it is encrypted; write it out in the clear with "
+            "'openssl pkey -in KEY -out NEW', for this user alone"
+        )
+
     try:
-        context.load_cert_chain(config.certificate, config.key)
+        context.load_cert_chain(config.certificate, config.key, password=ask)
     except ssl.SSLError as error:
         raise ValueError(
             f"expected a PEM certificate at {config.certificate} and its key at {config.key}, got others ({error})"
@@ -95,6 +100,7 @@ def build(
     values: bool = False,
     seed: int = 0,
     imagine_every_s: float = 1.0,
+    max_search_work: int = MAX_SEARCH_WORK,
 ) -> App:
     """The application that serves a policy; its inference is not started yet.
 
@@ -110,10 +116,16 @@ def build(
         values: see `Service`.
         seed: see `Service`.
         imagine_every_s: see `LiveView`.
+        max_search_work: see `RequestReader`.
     """
     settings = Settings(num_steps=policy.num_steps, planner=policy.planner)
     reader = RequestReader(
-        spec=policy.spec, settings=settings, camera_keys=camera_keys or {}, state_keys=state_keys, ignored=ignored
+        spec=policy.spec,
+        settings=settings,
+        camera_keys=camera_keys or {},
+        state_keys=state_keys,
+        ignored=ignored,
+        max_search_work=max_search_work,
     )
     metrics = Metrics()
     live = LiveView(
@@ -175,13 +187,17 @@ class Server:
 
         Args:
             on_open: told when the port is open.
+
+        Raises:
+            OSError: somebody else has begun to listen at the port.
         """
-        with _quick_switches():
+        with _quick_switches(), _more_files():
             self.app.service.inference.start()
             try:
-                asyncio.run(self._serve(on_open))
+                with asyncio.Runner(loop_factory=lambda: Loop(self.app.config.transfer_s)) as runner:
+                    runner.run(self._serve(on_open))
             finally:
-                self.app.service.inference.stop()
+                self.app.service.inference.stop(self.app.config.grace_s)
                 self._listening.close()
 
     def stop(self) -> None:
@@ -226,7 +242,10 @@ class _Uvicorn(uvicorn.Server):
         self.on_open: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise _cannot_listen(error, self._app.config.host, self._app.config.port) from error
         if self.on_open is not None:
             self.on_open()
 
@@ -235,6 +254,7 @@ class _Uvicorn(uvicorn.Server):
             server.close()
         for listening in sockets or []:
             listening.close()
+        logger.info("stopping: what is under way has %g s", self._app.config.grace_s)
         await self._app.drain()
         await super().shutdown(sockets)
 
@@ -266,6 +286,7 @@ def _settings(app: App, context: ssl.SSLContext | None) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,  # after `App.drain` has waited for what was under way
         h11_max_incomplete_event_size=16384,
         limit_concurrency=app.config.max_connections + HTTP_CONNECTIONS,
     )
@@ -273,6 +294,13 @@ def _settings(app: App, context: ssl.SSLContext | None) -> uvicorn.Config:
         settings.ssl_certfile = str(app.config.certificate)
         settings.ssl_keyfile = str(app.config.key)
     return settings
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> OSError:
+    where = f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return OSError(f"expected a free port, {where} is in use; stop what runs there or name another --port")
+    return OSError(f"cannot listen at {where}: {error.strerror or error}; name another --host or --port")
 
 
 def _host(host: str) -> str:
@@ -289,3 +317,21 @@ def _quick_switches() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def _more_files() -> Iterator[None]:
+    """Have as many files open as this user may: every connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where "no limit" is more than the system takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
