@@ -6,7 +6,6 @@ import asyncio
 import http.server
 import signal
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from wamkit_client import (
     ConnectionLost,
     DeadlineMissed,
     MessageError,
+    PolicyChanged,
     ServerError,
     pack,
 )
@@ -111,10 +111,41 @@ def test_the_server_wants_a_token(make: Make) -> None:
             assert client.infer(observation())["actions"].ndim == 2
 
 
-def test_a_full_server_is_told_of(make: Make) -> None:
-    full = pytest.raises(ConnectionLost, match="1 robots are connected")
-    with serving(max_connections=1) as server, Client(server.url), full:
+def test_a_full_server_is_busy(make: Make) -> None:
+    full = pytest.raises(Busy, match="1 robots are connected")
+    with serving(max_connections=1) as server, Client(server.url), full as told:
         make(server.url, reconnect_s=0.1)
+    assert told.value.retry_after_s == 1
+
+
+def test_a_path_where_nothing_is_served(server: Server, make: Make) -> None:
+    with pytest.raises(ConnectionLost, match=r"serves nothing at '/nope' \(HTTP 40[34]\); correct the path"):
+        make(f"{server.url}/nope", reconnect_s=3600)
+
+
+def test_what_is_larger_than_the_server_takes_is_not_sent(server: Server, make: Make) -> None:
+    with make(server.url) as client:
+        size = client.metadata["max_message_bytes"]
+        camera = client.metadata["cameras"][0]
+        told = rf"at most {size} bytes, got \d+; send images .*{camera['name']} {camera['height']} x {camera['width']}"
+        with pytest.raises(BadRequest, match=told):
+            client.infer(observation(obs=np.zeros((2, 480, 640, 3), np.uint8)))
+        with pytest.raises(BadRequest, match=f"at most {size} bytes"):
+            client.reset("x" * size)
+        assert client.infer(observation())["actions"].ndim == 2 and client.reconnects == 0
+
+
+@pytest.mark.parametrize("metadata", [{}, {"max_message_bytes": 0}, {"max_message_bytes": "many"}])
+def test_servers_that_name_no_size_get_everything(metadata: dict[str, Any]) -> None:
+    with scripted(echo, metadata=metadata) as server, Client(server.url) as client:
+        assert len(client.infer({"x": b"0" * 2**22})["got"]["x"]) == 2**22
+
+
+def test_what_to_send_instead_is_told_as_far_as_the_server_told_it() -> None:
+    metadata = {"max_message_bytes": 100, "cameras": ["front"]}
+    refused = pytest.raises(BadRequest, match=r"at most 100 bytes, got \d+; send less")
+    with scripted(echo, metadata=metadata) as server, Client(server.url) as client, refused:
+        client.infer({"x": b"0" * 200})
 
 
 def test_threads_share_a_client(server: Server) -> None:
@@ -128,14 +159,22 @@ def test_threads_share_a_client(server: Server) -> None:
     assert steps == [(rows + 1, 3) for rows in rows]
 
 
-def test_a_certificate_that_nobody_trusts_is_told_at_once(make: Make, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
-    subprocess.run([*command, "-days", "2", "-subj", "/CN=localhost"], check=True, capture_output=True)
+def test_a_certificate_is_trusted_when_the_robot_is_told_to(make: Make, certificate: tuple[Path, Path]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with scripted(echo, tls=context) as server, pytest.raises(ConnectionLost, match="certificate"):
-        make(server.url.replace("ws:", "wss:"), reconnect_s=3600)
+    context.load_cert_chain(*certificate)
+    with scripted(echo, tls=context) as server:
+        url = server.url.replace("ws:", "wss:")
+        with pytest.raises(ConnectionLost, match="certificate"):
+            make(url, reconnect_s=3600)
+        with make(url, ssl=ssl.create_default_context(cafile=certificate[0])) as client:
+            assert client.infer({"x": 1})["got"] == {"x": 1}
+
+
+def test_a_server_that_speaks_tls_is_asked_without(make: Make, certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with scripted(echo, tls=context) as server, pytest.raises(ConnectionLost, match="speaks TLS, ask for wss://"):
+        make(server.url, reconnect_s=0)
 
 
 # Servers that misbehave.
@@ -318,7 +357,100 @@ def test_a_web_server(make: Make) -> None:
             thread.join()
 
 
+FIRST = {
+    "server_version": "1",
+    "max_message_bytes": 2**20,
+    "cameras": [{"name": "front", "height": 8, "width": 8}],
+    "action": ["dx", "gripper"],
+    "action_horizon": 6,
+    "execution_horizon": 4,
+    "identity": {"name": "a", "fingerprint": "0123"},
+}
+
+
+def serving_in_turn(*served: dict[str, Any]) -> Callable[[ServerConnection, int], None]:
+    """A server that breaks after every answer, and comes back with the next of some metadata."""
+
+    def talk(connection: ServerConnection, number: int) -> None:
+        connection.send(pack(served[min(number, len(served) - 1)]))
+        receive(connection)
+        connection.send(pack({"actions": np.full((6, 2), number)}))
+        vanish(connection)
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"action_horizon": 9}, "action_horizon is 9 and was 6; make a new client, and new brokers"),
+        ({"action": ["dx"]}, r"action is \['dx'\] and was \['dx', 'gripper'\]"),
+        ({"cameras": []}, r"cameras is \[\] and was \[{'height': 8, 'name': 'front'"),
+        ({"identity": {"name": "a", "fingerprint": "4567"}}, "fingerprint is '4567' and was '0123'"),
+        ({"identity": None}, "fingerprint is None"),
+    ],
+)
+def test_a_server_that_comes_back_with_another_policy(make: Make, change: dict[str, Any], words: str) -> None:
+    talk = serving_in_turn(FIRST, FIRST | change, FIRST | change, FIRST)
+    with scripted(talk, told=False) as server, make(server.url) as client:
+        assert client.infer({})["actions"][0, 0] == 0
+        for _ in range(2):  # it stays so, and nothing is asked of the other policy
+            with pytest.raises(PolicyChanged, match=words):
+                client.infer({})
+        assert client.metadata == FIRST and client.reconnects == 0
+        assert client.infer({})["actions"][0, 0] == 3  # the first one is back
+        assert client.reconnects == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (FIRST, FIRST | {"server_version": "2", "max_message_bytes": 2**10, "identity": {"fingerprint": "0123"}}),
+        ({}, {}),
+        ({}, FIRST),
+        ({"reset_pose": [0]}, {"reset_pose": [1]}),
+    ],
+)
+def test_a_server_that_comes_back_as_it_was(make: Make, before: dict[str, Any], after: dict[str, Any]) -> None:
+    with scripted(serving_in_turn(before, after), told=False) as server, make(server.url) as client:
+        assert [client.infer({})["actions"][0, 0] for _ in range(2)] == [0, 1]
+        assert client.metadata == after and client.reconnects == 1
+
+
+def test_a_client_that_was_closed_may_be_opened_for_another_policy() -> None:
+    async def robot(url: str) -> None:
+        client = AsyncClient(url)
+        for number in range(2):
+            async with client:
+                assert (await client.infer({}))["actions"][0, 0] == number
+
+    with scripted(serving_in_turn(FIRST, FIRST | {"action_horizon": 9}), told=False) as server:
+        asyncio.run(robot(server.url))
+
+
 # The robot's own program.
+
+
+@pytest.mark.parametrize("given", [5, None, [("x", 1)]])
+def test_what_is_no_observation(server: Server, make: Make, given: Any) -> None:
+    with make(server.url) as client:
+        with pytest.raises(MessageError, match=f"expected an observation as a map.* got {type(given).__name__}"):
+            client.infer(given)
+        assert client.infer(observation())["actions"].ndim == 2 and client.reconnects == 0
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "times",
+    [
+        *({"timeout_s": wrong} for wrong in (None, "5", 0, -1, float("nan"), float("inf"))),
+        *({"reconnect_s": wrong} for wrong in (None, -1, float("inf"))),
+    ],
+    ids=str,
+)
+def test_times_out_of_range(kind: Make, times: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="timeout_s above 0 and reconnect_s of 0 or more"):
+        kind("ws://127.0.0.1:9", **times)
 
 
 def test_another_thread_closes_while_one_waits_for_an_answer() -> None:

@@ -11,7 +11,7 @@ with Client("ws://localhost:8000", token="…") as client:
 from wamkit_client.asynchronous import AsyncClient
 from wamkit_client.chunks import ChunkBroker, RealTimeChunks
 from wamkit_client.client import Client
-from wamkit_client.errors import BadRequest, Busy, ConnectionLost, DeadlineMissed, NotReady, ServerError
+from wamkit_client.errors import BadRequest, Busy, ConnectionLost, DeadlineMissed, NotReady, PolicyChanged, ServerError
 from wamkit_client.messages import MessageError, ReadLimits, pack, unpack
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "DeadlineMissed",
     "MessageError",
     "NotReady",
+    "PolicyChanged",
     "ReadLimits",
     "RealTimeChunks",
     "ServerError",

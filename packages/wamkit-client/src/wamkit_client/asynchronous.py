@@ -36,6 +36,7 @@ class AsyncClient:
         reconnect_s: float = 10.0,
         ssl: SSLContext | None = None,
     ) -> None:
+        wire.check_times(timeout_s, reconnect_s)
         self.url = wire.endpoint(url)
         self.timeout_s = timeout_s
         self.reconnect_s = reconnect_s
@@ -51,7 +52,7 @@ class AsyncClient:
         self._connection: ClientConnection | None = None
 
     async def open(self) -> AsyncClient:
-        """Connect, also again after `close`.
+        """Connect, also again after `close`, to whatever policy is served by then.
 
         Raises:
             What `Client` raises when it is made.
@@ -123,6 +124,8 @@ class AsyncClient:
                     raise ConnectionLost(f"{self.url} closed the connection twice: {error}") from error
 
     async def _exchange(self, connection: ClientConnection, request: bytes, until: float) -> dict[str, Any]:
+        wire.check_size(request, self.metadata)
+
         async def turn() -> bytes | str:
             await connection.send(request)
             return await connection.recv()
@@ -173,9 +176,11 @@ class AsyncClient:
     async def _told(self, connection: ClientConnection) -> dict[str, Any]:
         """What the server says first."""
         try:
-            return wire.read(await asyncio.wait_for(connection.recv(), self.timeout_s))
+            told = wire.read(await asyncio.wait_for(connection.recv(), self.timeout_s))
+            wire.check_same(self.url, self.metadata if self._was_open else {}, told)
         except BaseException as error:
             await connection.close()
             if isinstance(error, asyncio.TimeoutError):
                 raise wire.silent(self.url, self.timeout_s) from None
             raise
+        return told

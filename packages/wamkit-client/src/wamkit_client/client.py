@@ -27,6 +27,8 @@ class Client:
     seed; `reconnects` counts how often that happened. One thread at a time talks to the server; others wait. Any of
     them may `close`, which ends the waiting of the others with `ConnectionLost`.
 
+    A client stays with the policy that it found first: a server that comes back with another one gets no request.
+
     Args:
         url: `ws://host:port` (`wss://` with TLS).
         token: what the server wants to know its friends by.
@@ -35,10 +37,11 @@ class Client:
         ssl: for `wss://`, certificates to trust other than the system's.
 
     Raises:
-        ValueError: no address of a server.
+        ValueError: no address of a server, or a time out of range.
         ConnectionLost: no server, or one of another kind, which says nothing.
+        Busy: the server has as many robots as it takes.
         MessageError: one that says something else than policy servers do.
-        PermissionError: the server wants another token.
+        PermissionError: the server wants another token, or to be asked for by another name.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Client:
         reconnect_s: float = 10.0,
         ssl: SSLContext | None = None,
     ) -> None:
+        wire.check_times(timeout_s, reconnect_s)
         self.url = wire.endpoint(url)
         self.timeout_s = timeout_s
         self.reconnect_s = reconnect_s
@@ -71,12 +75,13 @@ class Client:
 
         Raises:
             MessageError: something that no message may hold.
-            BadRequest: it does not fit the policy.
-            Busy: the server stayed busy for `timeout_s`.
+            BadRequest: it does not fit the policy, or is larger than the server takes.
+            Busy: the server stayed busy for `timeout_s`, or full for `reconnect_s`.
             DeadlineMissed: its `deadline_ms` passed before its turn came.
             ServerError: the server failed.
             TimeoutError: no answer in `timeout_s`.
             ConnectionLost: the server is gone, or this client was closed.
+            PolicyChanged: the server came back with another policy.
         """
         request = wire.write(observation)
         with self._lock:
@@ -84,6 +89,8 @@ class Client:
 
     def reset(self, task: str | None = None, *, seed: int | None = None) -> None:
         """Begin an episode. When it fails for want of an answer, the next request begins it.
+
+        A broker has a chunk of its own to forget: call its `reset` too.
 
         Args:
             task: its sentence, for requests that name none.
@@ -144,6 +151,7 @@ class Client:
                     raise ConnectionLost(f"{self.url} closed the connection twice: {error}") from error
 
     def _exchange(self, connection: ClientConnection, request: bytes, until: float) -> dict[str, Any]:
+        wire.check_size(request, self.metadata)
         try:
             _end_sending_in(connection.socket, until - time.monotonic())
             connection.send(request)
@@ -192,12 +200,14 @@ class Client:
     def _told(self, connection: ClientConnection) -> dict[str, Any]:
         """What the server says first."""
         try:
-            return wire.read(connection.recv(timeout=self.timeout_s))
+            told = wire.read(connection.recv(timeout=self.timeout_s))
+            wire.check_same(self.url, self.metadata, told)
         except BaseException as error:
             connection.close()
             if isinstance(error, TimeoutError):
                 raise wire.silent(self.url, self.timeout_s) from None
             raise
+        return told
 
 
 def _end_sending_in(connection: socket.socket, seconds: float) -> None:

@@ -48,6 +48,10 @@ class ConnectionLost(ConnectionError):
     """No server, or none any more, and none came back in time."""
 
 
+class PolicyChanged(ConnectionLost):
+    """A server came back that serves another policy than the one that this client began with."""
+
+
 _KINDS: dict[str, type[ServerError]] = {
     error.kind: error for error in (ServerError, BadRequest, Busy, DeadlineMissed, NotReady)
 }
