@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wamkit_client import ChunkBroker, Client, RealTimeChunks, ServerError
+from wamkit_client import AsyncClient, ChunkBroker, Client, PolicyChanged, RealTimeChunks, ServerError, pack
 
 from wamkit.serving.server import Server
 
 from ..serving.conftest import TASK, alone, observation
+from .conftest import receive, scripted, vanish
 
 
 class Counting:
@@ -287,7 +288,45 @@ def test_horizons_out_of_range(horizon: int | None, words: str) -> None:
         ChunkBroker(server, execution_horizon=horizon)
 
 
+@pytest.mark.parametrize("kind", [ChunkBroker, RealTimeChunks])
+def test_a_client_that_must_be_awaited(kind: Any) -> None:
+    client = AsyncClient("ws://localhost:8000")
+    for settings in ({}, {"execution_horizon": 4} if kind is ChunkBroker else {"ask_after": 2}):
+        with pytest.raises(TypeError, match="such as Client, got AsyncClient; make a Client"):
+            kind(client, **settings)
+
+
+@pytest.mark.parametrize("kind", [ChunkBroker, RealTimeChunks])
+def test_no_action_of_another_policy_is_run(kind: Any) -> None:
+    """One with wider actions and a longer horizon comes back, in the place of the one that the broker knows."""
+
+    def talk(connection: Any, number: int) -> None:
+        width = 2 + number
+        connection.send(pack({"action": ["x"] * width, "execution_horizon": 2 + number}))
+        receive(connection)
+        connection.send(pack({"actions": np.zeros((4, width))}))
+        vanish(connection)
+
+    with scripted(talk, told=False) as server, Client(server.url) as client:
+        broker = kind(client)
+        assert [broker.act({"step": step}).shape for step in range(2)] == [(2,), (2,)]
+        if kind is RealTimeChunks:
+            broker.wait(10)
+        with pytest.raises(PolicyChanged, match="execution_horizon is 3 and was 2"):
+            broker.act({"step": 2})
+        client.close()
+
+
 # With a real server
+
+
+def test_an_episode_begins_with_a_chunk_of_its_own(server: Server) -> None:
+    with Client(server.url) as client, RealTimeChunks(client) as chunks:
+        for broker in (ChunkBroker(client), chunks):
+            for _ in range(2):
+                broker.reset()
+                client.reset(TASK, seed=3)
+                assert np.array_equal(broker.act(observation()), alone([0], seed=3, executed=0)[0][0])
 
 
 def test_a_served_policy_chunk_by_chunk(server: Server) -> None:

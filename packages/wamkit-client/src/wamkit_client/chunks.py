@@ -10,6 +10,7 @@ Differs: the seam is blended here instead of inpainted by the denoiser, so that 
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -56,10 +57,11 @@ class ChunkBroker:
 
     Raises:
         ValueError: a horizon below 1, or none at all.
+        TypeError: a client whose answers must be awaited.
     """
 
     def __init__(self, client: Infers, *, execution_horizon: int | None = None) -> None:
-        self.client = client
+        self.client = _synchronous(client)
         self.execution_horizon = _horizon(client, execution_horizon)
         self.counts = ChunkCounts()
         self.last: Mapping[str, Any] = {}
@@ -99,8 +101,8 @@ class RealTimeChunks:
     After `ask_after` actions the robot's observation is sent, and actions go on from the old chunk. When the new chunk
     arrives, those of its actions whose time has passed are dropped: the robot has run the old chunk's in their place.
     Over the next `blend` actions the old chunk fades out and the new one in, gripper commands excepted. The robot waits
-    only when the old chunk ends before the new one is there: when an answer takes longer than half a chunk lasts. Try
-    `ChunkBroker` then: here the far ends of chunks are run, which were decided on long before.
+    only when the old chunk ends before the new one is there: when an answer takes longer than half of the action
+    horizon lasts. Use `ChunkBroker` then: here the far ends of chunks are run, which were decided on long before.
 
     Args:
         client: answers observations; it is asked from a thread of its own, one request at a time.
@@ -111,6 +113,7 @@ class RealTimeChunks:
 
     Raises:
         ValueError: a number out of range.
+        TypeError: a client whose answers must be awaited.
     """
 
     def __init__(
@@ -121,11 +124,11 @@ class RealTimeChunks:
         blend: int = 2,
         sudden: Sequence[int] | None = None,
     ) -> None:
+        self.client = _synchronous(client)
         if ask_after is None:
             ask_after = max(1, _horizon(client, None) // 2)
         if ask_after < 1 or blend < 0:
             raise ValueError(f"expected ask_after of 1 or more and blend of 0 or more, got {ask_after} and {blend}")
-        self.client = client
         self.ask_after = ask_after
         self.blend = blend
         self.sudden = tuple(_metadata(client).get("gripper_channels", ()) if sudden is None else sudden)
@@ -253,6 +256,15 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _synchronous(client: Infers) -> Infers:
+    if inspect.iscoroutinefunction(client.infer):
+        raise TypeError(
+            f"expected a client that waits for its answers, such as Client, got {type(client).__name__}; make a Client "
+            "for the broker, and call it in a thread (asyncio.to_thread) if the program runs on asyncio"
+        )
+    return client
 
 
 def _metadata(client: Any) -> Mapping[str, Any]:
