@@ -79,7 +79,6 @@ def _ask(client: Any, told: dict[str, Any], options: Options) -> dict[str, dict[
 
 
 def _lines(server: str, told: dict[str, Any], times: dict[str, dict[str, float]]) -> str:
-    seconds = told["execution_horizon"] / told["control_hz"]
     planner = told["planner"]
     search = "none" if planner is None else f"{planner['iterations']} x {planner['num_videos']} futures"
     lines = [
@@ -87,15 +86,25 @@ def _lines(server: str, told: dict[str, Any], times: dict[str, dict[str, float]]
         f"{told['server_version']}",
         f"send     {told['send']}",
         f"get      {told['action_horizon']} actions of {told['action_dim']} ({', '.join(told['action'])}), "
-        f"{told['action_kind']}; {told['execution_horizon']} are meant to be run",
+        f"{told['action_kind']}; action_horizon {told['action_horizon']}, of which execution_horizon "
+        f"{told['execution_horizon']} are meant to be run",
         f"planner  {search}; {told['num_inference_steps']} denoising steps",
         f"tasks    {'; '.join(told['tasks']) or 'open'}",
     ]
     lines += [f"{name:<8} {part['median']:.1f} ms median, {part['p95']:.1f} ms at 95 %" for name, part in times.items()]
     if times:
-        keeps_up = times["total"]["p95"] / 1000 <= seconds
-        lines.append(
-            f"a chunk lasts {1000 * seconds:.0f} ms at {told['control_hz']:g} Hz: "
-            + ("answers come in time" if keeps_up else "answers take longer, so ask ahead (RealTimeChunks) or wait")
-        )
+        lines.append(_advice(told, times["total"]["p95"]))
     return "\n".join(lines)
+
+
+def _advice(told: dict[str, Any], answer_ms: float) -> str:
+    """Whether to ask ahead: it hides up to half of the action horizon, and can hurt beyond (see `results/realtime`)."""
+    control_ms = 1000 / told["control_hz"]
+    half_ms, run_ms = told["action_horizon"] / 2 * control_ms, told["execution_horizon"] * control_ms
+    half = f"half of action_horizon ({half_ms:.0f} ms at {told['control_hz']:g} Hz)"
+    if answer_ms <= half_ms:
+        return f"use      RealTimeChunks: answers take less than {half}, so they come in time"
+    return (
+        f"use      ChunkBroker: answers take longer than {half}, where asking ahead can cost success; the robot waits, "
+        f"{answer_ms:.0f} ms after every {run_ms:.0f} ms of moving (execution_horizon)"
+    )
