@@ -212,6 +212,12 @@ def test_a_request_that_fails_changes_nothing(server: Server, wrong: dict[str, A
         assert np.array_equal(client.infer(went_on)["actions"], second)
 
 
+def test_a_cameras_own_pictures_are_told_the_size_to_send(server: Server) -> None:
+    large = np.zeros((480, 640, 3), np.uint8)
+    with Client(server.url) as client, pytest.raises(BadRequest, match=r"shape \(32, 32, 3\).*\(480, 640, 3\)"):
+        client.infer({**named(), "images": {"front": large, "wrist": large}})
+
+
 def test_the_mark_alone_begins_an_episode_of_the_same_sentence(server: Server) -> None:
     with plain(server) as connection:
         ask(connection, observation(3, executed=4))

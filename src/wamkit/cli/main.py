@@ -193,7 +193,8 @@ def _explained(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.errno in _REMEDIES:
         return _REMEDIES[error.errno].format(path=error.filename2 or error.filename) + f" ({error.strerror})"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] != "wamkit":
-        return f"{message}. Install what this command needs, for instance with: bash runs/setup.sh"
+        extra = "models,sim,serve"
+        return f"{message}. Install what this command needs: bash runs/setup.sh, or pip install 'wamkit[{extra}]'"
     return message
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from wamkit.spec import PolicySpec
 from wamkit.typed import check_least
+
+
+CAMERA_BYTES: Final = 3 * 1280 * 720
+"""Of a picture as many robots' cameras give it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,11 @@ class ServerConfig:
             raise ValueError("server: expected a token of printable ASCII characters, got another or an empty one")
 
     def message_limit(self, spec: PolicySpec) -> int:
-        """Bytes of the largest request: by default eight times the policy's images, as float64 ones take, and 1 MiB."""
-        pixels = sum(camera.height * camera.width for camera in spec.robot.cameras)
-        return self.max_message_bytes or 8 * 3 * pixels + 2**20
+        """Bytes of the largest request.
+
+        By default eight times the policy's images, as float64 ones take, or cameras' own pictures if those take more,
+        so that who sends them is told of the size that the policy wants; and 1 MiB.
+        """
+        robot = spec.robot
+        pixels = sum(camera.height * camera.width for camera in robot.cameras)
+        return self.max_message_bytes or max(8 * 3 * pixels, len(robot.cameras) * CAMERA_BYTES) + 2**20
