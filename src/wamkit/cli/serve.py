@@ -56,8 +56,7 @@ class Options:
     max_connections: int = 64
     """Robots connected at once."""
     max_message_mb: float | None = None
-    """Largest request in MiB; by default what the policy's images take, eightfold, or cameras' own pictures of 1280x720,
-    and one."""
+    """Largest request in MiB; by default what the policy's images take, eightfold, or pictures of 1280x720, and one."""
     idle_s: float = 600.0
     """Seconds without a request after which a connection is closed."""
     transfer_s: float = 10.0

@@ -9,7 +9,6 @@ from typing import Final
 from wamkit.spec import PolicySpec
 from wamkit.typed import check_least
 
-
 CAMERA_BYTES: Final = 3 * 1280 * 720
 """Of a picture as many robots' cameras give it."""
 
