@@ -22,11 +22,11 @@ from .conftest import TASK, alone, observation, serving
 from .test_server import gauge, raw
 
 UPGRADE = (
-    "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
 )
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_time_that_passes_between_messages_is_nobodys_fault(hasty: Server) -> No
 
 @pytest.mark.parametrize("kind", ["pings", "pages", "answers"])
 def test_who_does_not_read_is_cut_off(hasty: Server, kind: str) -> None:
-    page = b"GET /page/live.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20
+    page = b"GET /page/live.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
     data = {"pings": frame(b"p" * 125, 9) * 500, "pages": page, "answers": frame(b"\xc0") * 50}[kind]
     connection = raw(hasty) if kind == "pages" else upgraded(hasty, "/?errors=reply")
     connection.settimeout(20)
@@ -314,7 +314,7 @@ def test_the_end_comes_though_somebody_does_not_read() -> None:
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
             while True:
-                connection.send(b"GET /page/live.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+                connection.send(b"GET /page/live.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
         begun = time.monotonic()
     assert time.monotonic() - begun < 8
     connection.close()

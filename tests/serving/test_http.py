@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from wamkit.serving.server import Server
 
 from ..policies import CONFIG, EPISODE, make_policy
 from .conftest import TASK, alone, observation, serving
+from .test_server import slow
 
 FRONT, WRIST = observation()["obs"]
 PARTS = {
@@ -242,6 +246,44 @@ def test_json_that_does_not_fit_is_told(server: Server, message: Any, told: str)
     assert status == 400 and told in answer["error"] and "Traceback" not in answer["error"]
 
 
+def test_a_session_that_rests_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(name: str) -> tuple[int, Any]:
+        status, body, headers = post(server, "/reset", b"", **{"X-Session": name})
+        return status, headers["Retry-After"] or body
+
+    with serving(max_connections=2) as server:
+        assert [reset(name)[0] for name in ("a", "b", "a")] == [200, 200, 200]
+        status, after = reset("c")
+        assert status == 503 and 28 <= int(after) <= 30
+        monkeypatch.setattr("wamkit.serving.http.REST_S", 0.05)
+        time.sleep(0.1)
+        assert reset("c")[0] == 200
+        assert sorted(session.peer for session in server.app.service.sessions) == ["127.0.0.1/a", "127.0.0.1/c"]
+
+
+def test_a_session_at_work_makes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wamkit.serving.http.REST_S", 0.05)
+    with serving(slow(1.0), max_connections=1) as server:
+        status: list[int] = []
+        robot = threading.Thread(target=lambda: status.append(predict(server, "a")[0]))
+        robot.start()
+        time.sleep(0.4)
+        assert post(server, "/reset", b"", **{"X-Session": "b"})[0] == 503
+        robot.join()
+        assert status == [200]
+
+
+def test_a_refusal_is_one_line_of_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="wamkit.serving.http")
+    assert act(server, {"reset": True, "a\nb\x1b[2J": 1})[0] == predict(server, "log", front=b"")[0] == 400
+    lines = [record.getMessage() for record in caplog.records if record.name == "wamkit.serving.http"]
+    assert [line.split(": expected")[0] for line in lines] == [
+        "/act of 127.0.0.1: bad_request",
+        "/predict of 127.0.0.1: bad_request",
+    ]
+    assert "".join(lines).isprintable()
+
+
 def test_a_session_is_named_in_plain_words(server: Server) -> None:
     status, answer = act(server, {"reset": True}, "a b")
     assert status == 400 and "X-Session" in answer["error"]
@@ -253,7 +295,9 @@ def test_a_session_is_named_in_plain_words(server: Server) -> None:
 def test_other_paths_are_not_there(server: Server, path: str, method: str, status: int) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(server.address + path, method=method), timeout=10)
-    assert error.value.code == status
+    told = json.loads(error.value.read())
+    assert error.value.code == status and told["error"].startswith("expected ")
+    assert told["kind"] == {404: "not_found", 405: "method_not_allowed"}[status]
 
 
 def test_health_config_and_metrics(server: Server) -> None:

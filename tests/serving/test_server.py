@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
 import threading
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wamkit_client import Busy, Client, ConnectionLost, DeadlineMissed, NotReady, pack, unpack
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+from wamkit_client import Busy, Client, ConnectionLost, DeadlineMissed, NotReady, pack
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.sync.client import connect
 
 from wamkit.policy import Policy
@@ -117,53 +118,15 @@ def test_a_request_before_warm_up_is_told_so() -> None:
     server = Server(build(make_policy(), config := ServerConfig(port=0), identity={}), bind(config))
     server.app.service.inference.start = lambda: None  # type: ignore[method-assign]
     with server.running():
-        assert get(server, "/healthz") == (503, b"not ready\n") and get(server, "/health")[0] == 503
+        for path in ("/healthz", "/health"):
+            status, body = get(server, path)
+            assert status == 503 and json.loads(body)["kind"] == "not_ready"
         with Client(server.url, timeout_s=0.2) as client, pytest.raises(NotReady, match="still warms up"):
             client.infer(observation())
         with connect(server.url) as connection:
             connection.recv()
             connection.send(pack(observation()))
             assert "GET /healthz answers OK" in str(connection.recv())
-
-
-# The door
-
-
-def test_this_machine_alone_by_default() -> None:
-    assert ServerConfig().host == "127.0.0.1"
-
-
-def test_a_token_opens_the_door() -> None:
-    with serving(token="s3cret") as server:
-        for path in ("/healthz", "/health", "/", "/page/live.js"):
-            assert get(server, path)[0] == 200, "nothing of robots"
-        for path in ("/metrics", "/live", "/config", "/act", "/predict"):
-            assert get(server, path)[0] == 401
-            assert get(server, path, Authorization="Bearer wrong")[0] == 401
-        assert get(server, "/metrics", Authorization="Bearer s3cret")[0] == 200
-        for wrong in (None, "wrong", "s3cre"):
-            with pytest.raises(PermissionError, match="Authorization: Bearer TOKEN"):
-                Client(server.url, token=wrong)
-        with pytest.raises(InvalidStatus, match="401"), connect(f"{server.url}/vla-eval"):
-            pass
-        with Client(server.url, token="s3cret") as client:
-            assert client.infer(observation())["actions"].shape == (1, 3)
-        # what openpi's clients say
-        with connect(server.url, additional_headers={"Authorization": "Api-Key s3cret"}) as connection:
-            assert unpack(connection.recv())["server"] == "wamkit"
-
-
-@pytest.mark.parametrize("token", ["", "schlüssel", "two\nlines"])
-def test_tokens_that_no_header_can_hold_are_refused(token: str) -> None:
-    with pytest.raises(ValueError, match="token of printable ASCII"):
-        ServerConfig(token=token)
-
-
-def test_pages_of_other_sites_may_not_talk_to_it(server: Server) -> None:
-    assert get(server, "/live", Origin="https://evil.example")[0] == 403
-    assert get(server, "/live", Origin=server.address)[0] == 200
-    with pytest.raises(InvalidStatus, match="403"), connect(server.url, origin="https://evil.example"):
-        pass
 
 
 # The limits
@@ -267,7 +230,7 @@ def test_a_deadline_is_kept_and_the_episode_goes_on() -> None:
         busy = threading.Thread(target=other.infer, args=(observation(),))
         busy.start()
         time.sleep(0.1)
-        with pytest.raises(DeadlineMissed, match="not begun|too late"):
+        with pytest.raises(DeadlineMissed, match="not begun"):
             one.infer(observation(deadline_ms=20))
         busy.join()
         reply = one.infer(observation(deadline_ms=20_000, executed=4))

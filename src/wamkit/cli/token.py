@@ -13,9 +13,19 @@ def read_token(path: Path | None) -> str | None:
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: a file or a variable without a token that a header can hold.
     """
     if path is None:
-        return os.environ.get(VARIABLE) or None
+        told = os.environ.get(VARIABLE)
+        return None if told is None else _token(told, f"the environment variable {VARIABLE}", "set one, or unset it")
     if not path.is_file():
         raise FileNotFoundError(f"expected a file with a token at {path}, found none; write one there")
-    return path.read_text(encoding="utf-8").strip()
+    return _token(path.read_bytes().decode("ascii", "replace"), f"{path}", "write one there")
+
+
+def _token(text: str, where: str, advice: str) -> str:
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        got = "something else" if token else "nothing"
+        raise ValueError(f"expected a token of printable ASCII characters in {where}, got {got}; {advice}")
+    return token

@@ -9,12 +9,15 @@
 | `/predict`, `/act`, `/reset` | POST: see `http` |
 | `/metrics` | counters for Prometheus |
 | `/live`, `/page/…` | what the live page reads |
+
+An answer above 399 is JSON, `{"error": sentence, "kind": …}`; a handshake for a WebSocket is refused with a sentence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -23,6 +26,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -32,7 +36,7 @@ from starlette.websockets import WebSocket
 from wamkit.serving import openpi, vla_eval
 from wamkit.serving.channel import Channel, Left
 from wamkit.serving.config import ServerConfig
-from wamkit.serving.http import HttpDialect
+from wamkit.serving.http import HttpDialect, refusal
 from wamkit.serving.live import LiveView
 from wamkit.serving.service import Service
 
@@ -40,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 Converse = Callable[[WebSocket, Channel, Service], Awaitable[None]]
 
+_TALKS: Final[dict[str, Converse]] = {"/": openpi.converse, "/vla-eval": vla_eval.converse}
 _OPEN_TO_ALL: Final = ("/healthz", "/health", "/", "/page/live.js", "/page/charts.js", "/page/live.css")
 """Over HTTP these tell nothing of robots, so they need no token."""
 _PAGE: Final = {"live.js": "text/javascript", "charts.js": "text/javascript", "live.css": "text/css"}
@@ -65,8 +70,7 @@ class App:
         self._requests = 0  # over HTTP, under way
         self._is_draining = False
         routes = [
-            WebSocketRoute("/", self._talking(openpi.converse)),
-            WebSocketRoute("/vla-eval", self._talking(vla_eval.converse)),
+            *(WebSocketRoute(path, self._talking(converse)) for path, converse in _TALKS.items()),
             Route("/healthz", self._healthz),
             Route("/health", self._health),
             Route("/config", self._config),
@@ -78,14 +82,16 @@ class App:
             Route("/act", self._counted(http.act), methods=["POST"]),
             Route("/reset", self._counted(http.reset), methods=["POST"]),
         ]
-        self._app: ASGIApp = Starlette(routes=routes, exception_handlers={Exception: _failed})
+        handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed}
+        self._app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in who may come in."""
         if scope["type"] in ("http", "websocket"):
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await refuse(refusal, scope, receive, send)
+            try:
+                self._check(scope)
+            except HTTPException as error:
+                await refuse(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -102,23 +108,47 @@ class App:
             logger.warning("%d connections did not end in %g s", len(self._channels), self.config.grace_s)
         self.http.close_idle(now=float("inf"))
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
+    def _check(self, scope: Scope) -> None:
+        """Refuse who may not come in.
+
+        Raises:
+            HTTPException: with the status and the sentence that say why.
+        """
+        headers, path = Headers(scope=scope), scope["path"]
         is_websocket = scope["type"] == "websocket"
-        origin = headers.get("origin")
-        if origin is not None and _host(origin) != headers.get("host", "").lower():
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        # A link to the live page may be anywhere; it shows nothing to the page that has the link.
+        is_foreign = headers.get("sec-fetch-site") == "cross-site" and (is_websocket or path != "/")
+        if is_foreign or (origin is not None and _host(origin) != host):
             # A page of another site in some user's browser may not talk to a server that only they can reach.
-            return PlainTextResponse("expected a request of this server's own page or of no page\n", 403)
-        needs_token = is_websocket or scope["path"] not in _OPEN_TO_ALL
+            raise HTTPException(403, "expected a request of this server's own page or of no page")
+        if self._is_private and not self._is_own(host):
+            # Nor may a page whose own name was made to mean this machine.
+            raise HTTPException(
+                403, f"expected a request for localhost, got one for {host[:80]!r}; ask for that, or set a token"
+            )
+        needs_token = is_websocket or path not in _OPEN_TO_ALL
         if self.config.token is not None and needs_token and not self._knows(headers):
-            told = "expected the header 'Authorization: Bearer TOKEN' with this server's token\n"
-            return PlainTextResponse(told, 401, headers={"WWW-Authenticate": "Bearer"})
+            told = "expected the header 'Authorization: Bearer TOKEN' with this server's token"
+            raise HTTPException(401, told, {"WWW-Authenticate": "Bearer"})
+        if is_websocket and path not in _TALKS:
+            told = f"expected a WebSocket at {' or '.join(_TALKS)}, got {path[:80]!r}; correct the path"
+            raise HTTPException(404, told)
         if self._is_draining:
-            return PlainTextResponse("the server is stopping\n", 503)
+            raise HTTPException(503, "the server is stopping", {"Retry-After": "1"})
         if is_websocket and len(self._channels) >= self.config.max_connections:
-            told = f"busy: {len(self._channels)} robots are connected (--max-connections); try again later\n"
-            return PlainTextResponse(told, 503, headers={"Retry-After": "1"})
-        return None
+            told = f"busy: {len(self._channels)} robots are connected (--max-connections); try again later"
+            raise HTTPException(503, told, {"Retry-After": "1"})
+
+    @property
+    def _is_private(self) -> bool:
+        """Whether being on this machine is all that a client needs."""
+        return self.config.token is None and (_is_local(self.config.host) or _is_loopback(self.config.host))
+
+    def _is_own(self, host: str) -> bool:
+        """Whether no other site can be meant by the `Host` of a request; browsers always send one."""
+        name = _name(host)
+        return not name or _is_local(name) or _is_address(name) or name == self.config.host.lower()
 
     def _knows(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -156,12 +186,17 @@ class App:
         return counted
 
     async def _healthz(self, request: HttpRequest) -> Response:
-        is_ready = self.service.inference.is_ready and not self._is_draining
-        return PlainTextResponse("OK\n" if is_ready else "not ready\n", 200 if is_ready else 503)
+        self._check_ready()
+        return PlainTextResponse("OK\n")
 
     async def _health(self, request: HttpRequest) -> Response:
-        is_ready = self.service.inference.is_ready and not self._is_draining
-        return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
+        self._check_ready()
+        return JSONResponse({"status": "ok"})
+
+    def _check_ready(self) -> None:
+        if not self.service.inference.is_ready:
+            told = "expected a warm policy, this one still warms up; ask again"
+            raise HTTPException(503, told, {"Retry-After": "1"})
 
     async def _config(self, request: HttpRequest) -> Response:
         batching = self.service.inference.batching
@@ -193,7 +228,7 @@ class App:
         name = request.path_params.get("name", "index.html")
         kind = "text/html" if name == "index.html" else _PAGE.get(name)
         if kind is None:
-            return PlainTextResponse("no such page\n", 404)
+            raise HTTPException(404)
         text = resources.files("wamkit.serving").joinpath("page", name).read_text(encoding="utf-8")
         return Response(text, media_type=kind, headers={"Content-Security-Policy": _CONTENT_POLICY})
 
@@ -206,13 +241,48 @@ def _host(origin: str) -> str:
         return "?"
 
 
-async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+def _name(host: str) -> str:
+    """The name in a `Host` header, without its port; one that is none is nobody's."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return "?"
+
+
+def _is_local(name: str) -> bool:
+    return name.rstrip(".") == "localhost" or name.rstrip(".").endswith(".localhost")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+async def refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request, or a WebSocket's handshake, without letting it in."""
     if scope["type"] == "websocket":
         await receive()
+        response = PlainTextResponse(f"{error.detail}\n", error.status_code, headers=error.headers)
         await WebSocket(scope, receive, send).send_denial_response(response)
     else:
-        await response(scope, receive, send)
+        await refusal(error)(scope, receive, send)
+
+
+async def _refused(request: HttpRequest, error: HTTPException) -> Response:
+    """No such path or method, or a body that did not come."""
+    if error.status_code == 404:
+        error.detail = f"expected a path of this server, got {request.url.path[:80]!r}; correct it"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        error.detail = f"expected {allowed} at {request.url.path}, got {request.method[:20]!r}"
+    return refusal(error)
 
 
 async def _failed(request: HttpRequest, error: Exception) -> Response:

@@ -1,7 +1,8 @@
 """HTTP for robots without a WebSocket: `/predict` (WAV's form), `/act` (JSON) and `/reset`.
 
 A session belongs to the client's address, or to what it calls itself in the header `X-Session`; several robots behind
-one address name themselves. Sessions that ask nothing for long are closed.
+one address name themselves. Sessions that ask nothing for long are closed; where there is no room for a new one, the
+one that has rested longest makes it.
 
 Source: WAV 6.7; `/act` of OpenVLA, OpenVLA-OFT and Cosmos Policy.
 Differs: bad requests are answered with 400 and a busy server with 503, not with 500; images are resized with
@@ -13,13 +14,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 DIALECT = "http"
 STATUS: Final = {"bad_request": 400, "busy": 503, "deadline": 504, "not_ready": 503, "internal": 500}
+REST_S: Final = 30.0
+"""Seconds without a request after which a session may be ended for the sake of a new one."""
 _SESSION: Final = re.compile(r"[\w.:-]{1,64}")
 _NUMPY: Final = "__numpy__"  # of json-numpy
 _UNUSED: Final = ("unnorm_key",)  # OpenVLA's name for statistics; ours travel with the weights
@@ -84,6 +89,7 @@ class _Open:
     session: Session
     lock: asyncio.Lock
     used: float
+    requests: int = 0  # under way
 
 
 class HttpDialect:
@@ -118,7 +124,7 @@ class HttpDialect:
             message = await self._form(request)
             reply = await self._answer(request, message)
         except ServerError as error:
-            return failure(error)
+            return _told(request, error)
         actions = reply.actions
         if actions is None:  # frames that were only to be remembered
             actions = np.zeros((0, len(self.service.spec.robot.action)), np.float32)
@@ -133,32 +139,43 @@ class HttpDialect:
             message = await asyncio.to_thread(lambda: self._shaped(_from_json(body, self._most_lists)))
             reply = await self._answer(request, message)
         except ServerError as error:
-            return failure(error)
+            return _told(request, error)
         return JSONResponse(_plain(reply.to_map()))
 
     async def reset(self, request: HttpRequest) -> Response:
         """`POST /reset`: the next request begins an episode."""
         try:
-            opened = self._session(request)
-            async with opened.lock:
-                opened.session.begin()
+            async with self._turn(request) as session:
+                session.begin()
         except ServerError as error:
-            return failure(error)
+            return _told(request, error)
         return PlainTextResponse("Reset OK\n")
 
     def close_idle(self, *, now: float | None = None) -> None:
         """Close sessions that have not been used for `idle_s`; all of them when `now` is infinity."""
         now = time.monotonic() if now is None else now
         for key, opened in list(self._open.items()):
-            if not opened.lock.locked() and now - opened.used > self.config.idle_s:
-                opened.session.close()
-                del self._open[key]
+            if not opened.requests and now - opened.used > self.config.idle_s:
+                self._close(key)
+
+    def _close(self, key: str) -> None:
+        self._open.pop(key).session.close()
 
     async def _answer(self, request: HttpRequest, message: Mapping[str, Any]) -> Reply:
+        async with self._turn(request) as session:
+            return await session.answer(message)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, request: HttpRequest) -> AsyncIterator[Session]:
+        """The session of a request, once the requests before it are answered."""
         opened = self._session(request)
-        async with opened.lock:
+        opened.requests += 1
+        try:
+            async with opened.lock:
+                yield opened.session
+        finally:
+            opened.requests -= 1
             opened.used = time.monotonic()
-            return await opened.session.answer(message)
 
     def _session(self, request: HttpRequest) -> _Open:
         host = "unknown" if request.client is None else request.client.host
@@ -167,14 +184,32 @@ class HttpDialect:
             raise BadRequest("expected X-Session of 1 to 64 letters, digits and _ . : -, got another; rename it")
         key = f"{host}/{name or ''}"
         if key not in self._open:
-            self.close_idle()
-            if len(self._open) >= self.config.max_connections:
-                raise Busy(
-                    f"busy: {len(self._open)} sessions are open (--max-connections); ask again later", retry_after_s=1.0
-                )
+            self._make_room()
             session = self.service.open(DIALECT, key.rstrip("/"))
             self._open[key] = _Open(session=session, lock=asyncio.Lock(), used=time.monotonic())
         return self._open[key]
+
+    def _make_room(self) -> None:
+        """Close who has rested longest, if one more session were too many.
+
+        Raises:
+            Busy: nobody has rested for long.
+        """
+        self.close_idle()
+        if len(self._open) < self.config.max_connections:
+            return
+        now = time.monotonic()
+        resting = {key: now - opened.used for key, opened in self._open.items() if not opened.requests}
+        longest = max(resting, key=resting.__getitem__, default=None)
+        rested = 0.0 if longest is None else resting[longest]
+        if longest is None or rested < REST_S:
+            raise Busy(
+                f"busy: {len(self._open)} sessions are open (--max-connections), and a request of each came within "
+                f"{REST_S:g} s; ask again later",
+                retry_after_s=REST_S - rested,
+            )
+        logger.info("%s is ended after a rest of %.0f s, to make room", longest, rested)
+        self._close(longest)
 
     async def _form(self, request: HttpRequest) -> dict[str, Any]:
         """The request behind a form of raw parts."""
@@ -257,6 +292,21 @@ def failure(error: ServerError) -> Response:
     return JSONResponse(
         {"error": told.pop("message"), **told}, status_code=STATUS.get(error.kind, 500), headers=headers
     )
+
+
+def refusal(error: HTTPException) -> Response:
+    """An answer that keeps a request out, in the same form."""
+    status = HTTPStatus(error.status_code)
+    kind = "not_ready" if status == HTTPStatus.SERVICE_UNAVAILABLE else status.phrase.lower().replace(" ", "_")
+    return JSONResponse({"error": error.detail, "kind": kind}, status_code=status, headers=error.headers)
+
+
+def _told(request: HttpRequest, error: ServerError) -> Response:
+    """The error as an answer, and as one line of the log."""
+    peer = "unknown" if request.client is None else request.client.host
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in f"{error}")
+    logger.info("%s of %s: %s: %s", request.url.path, peer, error.kind, line)
+    return failure(error)
 
 
 async def _files(request: HttpRequest, body: bytes, max_bytes: int) -> dict[str, bytes]:
