@@ -123,9 +123,9 @@ def test_a_path_where_nothing_is_served(server: Server, make: Make) -> None:
         make(f"{server.url}/nope", reconnect_s=3600)
 
 
-def test_what_is_larger_than_the_server_takes_is_not_sent(server: Server, make: Make) -> None:
-    with make(server.url) as client:
-        size = client.metadata["max_message_bytes"]
+def test_what_is_larger_than_the_server_takes_is_not_sent(make: Make) -> None:
+    size = 50_000
+    with serving(max_message_bytes=size) as server, make(server.url) as client:
         camera = client.metadata["cameras"][0]
         told = rf"at most {size} bytes, got \d+; send images .*{camera['name']} {camera['height']} x {camera['width']}"
         with pytest.raises(BadRequest, match=told):
