@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
-from wamkit_client import BadRequest, ConnectionLost, pack
+from wamkit_client import BadRequest, ConnectionLost, PolicyChanged, pack
 from websockets.sync.server import ServerConnection, serve
 
 from wamkit.batching import ExactBatches
@@ -16,7 +17,7 @@ from wamkit.serving.remote import RemotePolicy
 from wamkit.serving.server import Server
 from wamkit.types import ActingPolicy, ActionChunk
 
-from ..policies import EPISODE, PLANNER, VIDEO, make_policy
+from ..policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy
 from .conftest import TASK, serving
 
 
@@ -84,6 +85,16 @@ def test_an_episode_whose_server_was_lost_is_not_continued(server: Server) -> No
             act(policy, [0], [4])
         policy.reset([0], seeds=[1])
         assert act(policy, [0], [0]).actions.shape == (1, 9, 3)
+
+
+def test_a_server_that_serves_another_policy_by_now_is_left() -> None:
+    with serving() as first:
+        policy = RemotePolicy(first.url)
+    port = int(first.url.rpartition(":")[2])
+    other = make_policy(config=dataclasses.replace(CONFIG, action_horizon=18))
+    with serving(other, port=port), pytest.raises(PolicyChanged, match="action_horizon is 18 and was 9"):
+        policy.reset([1], seeds=[1])
+    policy.close()
 
 
 @pytest.mark.parametrize("metadata", [{}, {"server": "wamkit", "protocol_version": 99}])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from wamkit_client import Client, ConnectionLost
+from wamkit_client import Client, ConnectionLost, PolicyChanged
+from wamkit_client.wire import check_same
 
 from wamkit.serving.service import PROTOCOL
 from wamkit.spec import PolicySpec
@@ -58,10 +59,17 @@ class RemotePolicy:
         Raises:
             ValueError: not one seed for each slot.
             ServerError: the server refuses.
+            PolicyChanged: it serves another policy by now.
         """
         for slot, seed in zip(slots, seeds, strict=True):
             if slot not in self._clients:
-                self._clients[slot] = self._connect()
+                client = self._connect()
+                try:
+                    check_same(self._url, self.metadata, client.metadata)
+                except PolicyChanged:
+                    client.close()
+                    raise
+                self._clients[slot] = client
             self._clients[slot].reset(seed=seed)
             self._clients[slot].reconnects = 0
 
