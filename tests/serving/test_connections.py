@@ -270,18 +270,22 @@ def test_connections_without_a_file_for_them_are_told_of_once(caplog: pytest.Log
                 transport.close()
                 taken.set()
 
-        server = await asyncio.get_running_loop().create_server(Taken, "127.0.0.1", 0)
-        with socket.socket() as client:
+        loop = asyncio.get_running_loop()
+        server, ending = [await loop.create_server(Taken, "127.0.0.1", 0) for _ in range(2)]
+        with socket.socket() as client, socket.socket() as late:
             with open("/dev/null") as unused:
                 lowest = unused.fileno()
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
             try:
                 client.connect(server.sockets[0].getsockname())
+                late.connect(ending.sockets[0].getsockname())
                 await asyncio.sleep(0.1)
+                ending.close()
                 assert not taken.is_set()
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
             await asyncio.wait_for(taken.wait(), 10)
+            await asyncio.sleep(0.2)
         server.close()
 
     with asyncio.Runner(loop_factory=lambda: Loop(1.0)) as runner:

@@ -176,7 +176,11 @@ def test_messages_are_bounded() -> None:
 
 def test_what_arrives_too_slowly_is_cut() -> None:
     with serving(transfer_s=0.3) as server:
-        for beginning in (b"", b"GET /health", b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"):
+        for beginning in (
+            b"",
+            b"GET /health",
+            b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+        ):
             begun = time.monotonic()
             with raw(server) as slow_client:
                 slow_client.sendall(beginning)

@@ -54,7 +54,10 @@ class Loop(asyncio.SelectorEventLoop):
         return await super().create_server(*args, **settings)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if "out of system resource" not in context.get("message", ""):
+        message = context.get("message", "")
+        if "_start_serving" in message:  # asyncio tries a port again that was closed meanwhile
+            return
+        if "out of system resource" not in message:
             super().call_exception_handler(context)
         elif self.time() >= self._silent_until:  # asyncio tells it thousands of times a second
             self._silent_until = self.time() + SAID_S
