@@ -68,7 +68,7 @@ def handshake(path: str, *more: str, method: str = "GET") -> bytes:
     """The request that opens a WebSocket."""
     lines = [
         f"{method} {path} HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Upgrade: websocket",
         "Connection: Upgrade",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
@@ -81,7 +81,7 @@ def handshake(path: str, *more: str, method: str = "GET") -> bytes:
 def http(path: str, body: bytes, kind: str, *more: str, method: str = "POST", length: int | None = None) -> bytes:
     """An HTTP request that asks for the connection's end."""
     size = len(body) if length is None else length
-    head = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Type: {kind}", *more]
+    head = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}", *more]
     return ("\r\n".join([*head, f"Content-Length: {size}"]) + "\r\n\r\n").encode("latin-1") + body
 
 
@@ -505,7 +505,7 @@ def posted(draws: np.random.Generator, path: str, body: bytes, kind: str) -> Att
         data = http(path, body, kind, *names, length=len(body) + int(draws.integers(1, 99)))
         return Attempt(kind=f"{path[1:]}, cut", target="tcp", pieces=(data,), is_owed=False, leaves=True)
     if how < 0.95:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunk = f"{len(body):x}\r\n".encode() + body + b"\r\n"
         data = head.encode() + mutated(draws, chunk, chunk) + b"0\r\n\r\n"
         return Attempt(kind=f"{path[1:]}, chunks", target="tcp", pieces=(data,), is_owed=False)
@@ -515,7 +515,7 @@ def posted(draws: np.random.Generator, path: str, body: bytes, kind: str) -> Att
 
 def requests(draws: np.random.Generator) -> Attempt:
     """HTTP that is none, or nobody's."""
-    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     paths = (
         "/live?session=%00%ff",
         "/page/../x",
@@ -527,21 +527,22 @@ def requests(draws: np.random.Generator) -> Attempt:
         "//",
     )
     path = paths[draws.integers(len(paths))]
+    method = ("PUT", "HEAD", "CONNECT", "X")[draws.integers(4)]
     made: dict[str, bytes] = {
-        "path": f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode(),
-        "method": f"{('PUT', 'HEAD', 'CONNECT', 'X')[draws.integers(4)]} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        "path": f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode(),
+        "method": f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
         "body that nobody reads": get + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         "chunks, then noise": get + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\nx" + draws.bytes(40),
         "pipelined": (get + b"\r\n") * int(draws.integers(2, 60)),
         "pipelined, then noise": (get + b"\r\n") * 3 + draws.bytes(40) + b"\r\n\r\n",
-        "version": b"GET / HTTP/2.0\r\nHost: x\r\n\r\n",
+        "version": b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
         "preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "no host": b"GET / HTTP/1.1\r\n\r\n",
         "two lengths": get + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         "length of many digits": get + b"Content-Length: " + b"9" * 40 + b"\r\n\r\n",
         "length and chunks": get + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "long head": get + b"a: " + b"b" * 40000,
-        "expect": b"POST /act HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        "expect": b"POST /act HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
         "flips": mutated(draws, get + b"\r\n", get),
         "noise": draws.bytes(int(draws.integers(1, 300))),
         "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + draws.bytes(300),

@@ -321,9 +321,9 @@ def slow_clients() -> dict[str, tuple[str | None, Callable[[Wire], Awaitable[Non
     """By name: the WebSocket's path, and what the client does there for ever."""
     request = observation(0, imagine=True)
     look = frame(pack(request))
-    get = b"GET /page/live.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = b"GET /page/live.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = http("/act", b"[" * 10**6, "application/json")
-    nobody = b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    nobody = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
 
     async def nothing(wire: Wire) -> None:
         await asyncio.sleep(3600)

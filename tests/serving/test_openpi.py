@@ -212,6 +212,13 @@ def test_a_request_that_fails_changes_nothing(server: Server, wrong: dict[str, A
         assert np.array_equal(client.infer(went_on)["actions"], second)
 
 
+def test_a_seed_may_come_with_the_first_observation_of_an_episode_that_was_begun(server: Server) -> None:
+    with plain(server) as connection:
+        assert ask(connection, {"reset": True, "prompt": TASK}) == {}
+        reply = ask(connection, observation(seed=7, executed=4))
+    assert np.array_equal(reply["actions"], alone([0], seed=7, executed=4)[0])
+
+
 def test_a_cameras_own_pictures_are_told_the_size_to_send(server: Server) -> None:
     large = np.zeros((480, 640, 3), np.uint8)
     with Client(server.url) as client, pytest.raises(BadRequest, match=r"shape \(32, 32, 3\).*\(480, 640, 3\)"):

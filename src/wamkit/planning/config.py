@@ -112,7 +112,7 @@ def with_explore_config(planner: PlannerConfig, settings: Mapping[str, Any]) -> 
     Raises:
         ValueError: an unknown name, or a number of another type or out of range.
     """
-    unknown = sorted(f"{key}"[:40] for key in settings if key not in EXPLORE_CONFIG)
+    unknown = sorted(repr(f"{key}"[:40]) for key in settings if key not in EXPLORE_CONFIG)
     if unknown:
         raise ValueError(f"expected settings among {', '.join(EXPLORE_CONFIG)}, got {', '.join(unknown[:8])}")
     changed = {name: value for key, value in settings.items() for name in EXPLORE_CONFIG[key]}

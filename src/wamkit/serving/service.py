@@ -264,6 +264,8 @@ class Session:
         episode, begins = self._episode, request.begins or not self._episode.has_begun
         if begins:
             episode = self._next(request.seed, None)
+        elif request.seed is not None and episode.seed is not None:  # it begins with this call
+            episode = dataclasses.replace(episode, seed=request.seed)
         elif request.seed is not None:
             raise BadRequest("expected a 'seed' where an episode begins, got one within an episode; send 'reset' too")
         if request.task is not None:
