@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[st
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in err and out == ""
+    assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ warming up", err, re.MULTILINE) and "stopping: " in err
 
 
 def test_options_that_are_given_several_times(folder: Path) -> None:

@@ -101,7 +101,7 @@ class _Lines(logging.Formatter):
 
 def _run(name: str, module: str, arguments: list[str], *, is_debug: bool) -> int:
     lines = logging.StreamHandler()
-    lines.setFormatter(_Lines())
+    lines.setFormatter(_Lines("%(asctime)s %(message)s" if name == "serve" else None))  # it runs for days
     logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("wamkit").setLevel(logging.DEBUG if is_debug else logging.INFO)
     try:

@@ -192,6 +192,7 @@ class Server:
             OSError: somebody else has begun to listen at the port.
         """
         with _quick_switches(), _more_files():
+            logger.info("warming up; the port opens then")
             self.app.service.inference.start()
             try:
                 with asyncio.Runner(loop_factory=lambda: Loop(self.app.config.transfer_s)) as runner:
