@@ -486,19 +486,21 @@ def test_another_thread_closes_while_one_waits_for_the_server() -> None:
 
 
 def test_after_an_interruption_the_next_answer_is_its_own() -> None:
-    asked = threading.Event()
+    asked, pressed = threading.Event(), threading.Event()
 
     def talk(connection: ServerConnection, number: int) -> None:
         while True:
             request = receive(connection)
             if request["x"] == 1:
                 asked.set()
-                time.sleep(0.2)
+                pressed.wait()
             connection.send(pack(request))
 
     def press() -> None:
         asked.wait()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+        pressed.set()
 
     with scripted(talk) as server, Client(server.url) as client:
         threading.Thread(target=press).start()

@@ -107,7 +107,7 @@ BOMB = encoded("png", np.zeros((4000, 4000, 3), np.uint8))
         (frame("hello", {"protocol_version": 9}), "protocol_version 1, got 9"),
         (frame("hello", {"protocol_version": np.arange(3)}), "protocol_version 1, got ndarray"),
         (pack({"type": np.arange(3), "payload": {}, "seq": 1, "timestamp": 0}), "type hello.*got ndarray"),
-        (frame("observation", seen(compute_kv_cache=True)), "an observation with images, which is answered"),
+        (frame("observation", seen(compute_kv_cache=True)), "asks for actions, got one that is only remembered"),
         (
             frame("observation", {"reset": True, "prompt": "go"}),
             "an observation with images, which is answered",
