@@ -68,6 +68,7 @@ def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ warming up", err, re.MULTILINE) and "stopping: " in err
 
 
+@pytest.mark.slow
 def test_options_that_are_given_several_times(folder: Path) -> None:
     options = ("--camera", "a=front", "--camera", "b=wrist", "--ignore-key", "x", "--ignore-key", "y")
     with served(folder, *options) as (url, _), Client(url) as client:
@@ -77,6 +78,7 @@ def test_options_that_are_given_several_times(folder: Path) -> None:
         assert "'b' is camera 'wrist'" in client.metadata["send"]
 
 
+@pytest.mark.slow
 def test_a_token_in_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAMKIT_TOKEN", "s3cret")
     with served(folder) as (url, _):

@@ -218,6 +218,7 @@ def test_pictures_that_the_page_has_are_not_sent_again() -> None:
             assert shown["observation"] is not None and shown["film"]["frames"] == film["frames"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", [None, PLANNER], ids=["drawn", "planned"])
 def test_looking_changes_no_action(planner: Any) -> None:
     policy = dreamer(planner)
@@ -321,6 +322,7 @@ def test_the_future_is_imagined_though_another_robot_waits() -> None:
         assert policy.dreams == 1 and look(server, session=watched)["shown"]["film"]["call"] == 1
 
 
+@pytest.mark.slow
 def test_imagining_takes_a_small_share_of_the_time() -> None:
     policy = dreamer()
     with serving(policy, imagine_every_s=OFTEN) as server, Client(server.url) as client, watching(server):

@@ -146,6 +146,7 @@ def test_a_robot_acts_and_the_page_follows(visitor: Visitor) -> None:
         assert visitor.value("window.wasNotLoadedAgain")
 
 
+@pytest.mark.slow
 def test_the_imagined_future_plays(visitor: Visitor) -> None:
     with showing(visitor, imagine_every_s=0.01) as server, Client(server.url) as client:
         visitor.page.goto(server.address)
@@ -163,6 +164,7 @@ def test_the_imagined_future_plays(visitor: Visitor) -> None:
         visitor.says("scores", "no planner")
 
 
+@pytest.mark.slow
 def test_a_click_chooses_the_robot(visitor: Visitor) -> None:
     with showing(visitor) as server, acting(server, "first task"):
         visitor.page.goto(server.address)
@@ -200,6 +202,7 @@ def test_what_a_robot_says_is_text(visitor: Visitor) -> None:
         assert visitor.value("window.ran === undefined")
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_leave_a_gap(visitor: Visitor) -> None:
     class Broken(Policy):
         def decide(self, slots: Any, **inputs: Any) -> Any:
@@ -226,6 +229,7 @@ def test_numbers_that_are_not_finite_leave_a_gap(visitor: Visitor) -> None:
         assert visitor.value("document.getElementById('status').className") == "ok"
 
 
+@pytest.mark.slow
 def test_the_token_comes_from_the_address(visitor: Visitor) -> None:
     with showing(visitor, token="secret") as server, acting(server, token="secret"):
         for fragment, told in (("", "the server wants a token: add #token="), ("#token=other", "wants another token")):
@@ -241,6 +245,7 @@ def test_the_token_comes_from_the_address(visitor: Visitor) -> None:
         visitor.until(f"{CALLS} >= 2")
 
 
+@pytest.mark.slow
 def test_a_page_in_the_background_asks_nothing(visitor: Visitor) -> None:
     asked: list[str] = []
     visitor.page.on("request", lambda request: asked.append(request.url))
@@ -259,6 +264,7 @@ def test_a_page_in_the_background_asks_nothing(visitor: Visitor) -> None:
         visitor.until(f"{CALLS} >= arg", calls + 3)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_and_comes_back(visitor: Visitor) -> None:
     with serving() as server, acting(server):
         visitor.page.goto(server.address)
@@ -276,6 +282,7 @@ def test_a_server_that_stops_and_comes_back(visitor: Visitor) -> None:
     visitor.errors.clear()
 
 
+@pytest.mark.slow
 def test_the_page_fits_every_screen_by_day_and_night(visitor: Visitor) -> None:
     with showing(visitor, make_policy(PLANNER), imagine_every_s=0.05) as server, acting(server, "long sentence " * 12):
         visitor.page.goto(server.address)

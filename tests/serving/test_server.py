@@ -121,7 +121,7 @@ def test_a_request_before_warm_up_is_told_so() -> None:
         for path in ("/healthz", "/health"):
             status, body = get(server, path)
             assert status == 503 and json.loads(body)["kind"] == "not_ready"
-        with Client(server.url, timeout_s=0.2) as client, pytest.raises(NotReady, match="still warms up"):
+        with Client(server.url, timeout_s=0.9) as client, pytest.raises(NotReady, match="still warms up"):
             client.infer(observation())
         with connect(server.url) as connection:
             connection.recv()
