@@ -165,6 +165,7 @@ line_walker.walk(out)
     ("stage", "finished"),
     [("episode", range(4)), ("recording", range(4)), ("line", [2]), ("example", [4]), ("results", [5])],
 )
+@pytest.mark.slow
 def test_a_kill_at_any_stage_loses_nothing_that_was_finished(
     walker: ModuleType, walked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, finished: Any
 ) -> None:

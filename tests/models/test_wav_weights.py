@@ -218,6 +218,7 @@ def without(tensors: dict[str, Tensor], gone: Iterable[str]) -> dict[str, Tensor
     return {name: tensor for name, tensor in tensors.items() if name not in set(gone)}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_is_loaded(published: dict[str, Tensor], tmp_path: Path) -> None:
     values = [name for name in published if name.startswith("value_")]
     attn3 = [name for name in published if ".attn3." in name]

@@ -68,6 +68,7 @@ def test_memory_and_alignment_change_what_is_learnt(cached: Run, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.slow
 def test_objectives_of_the_last_stage(cached: Run, tmp_path: Path) -> None:
     """Weightings, memory noise, reference timesteps, caption dropout with either mask, value and video losses."""
     base = dataclasses.replace(action_full(), memory_noise=0.5)

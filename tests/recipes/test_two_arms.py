@@ -122,6 +122,7 @@ def test_a_value_column_of_another_width_is_refused(dataset: Path, tmp_path: Pat
     assert not run.output.exists()
 
 
+@pytest.mark.slow
 def test_every_unknown_of_the_reward_is_an_option_and_recorded(dataset: Path) -> None:
     """What the paper does not say is chosen on the command line, changes the values, and stands in the dataset."""
     options = {

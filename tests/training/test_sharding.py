@@ -87,6 +87,7 @@ def test_a_whole_run_with_recomputed_activations_is_the_same_run(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.slow
 def test_bf16_computes_coarsely_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
     run(tmp_path / "fp32")
     model = build_wav(1)
