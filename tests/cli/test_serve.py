@@ -9,13 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from wamkit_client import Client
+from wamkit_client import Client, pack
+from websockets.sync.client import connect
 
 from wamkit.cli.main import main
 from wamkit.evaluation.results import EpisodeLog
@@ -66,6 +68,20 @@ def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[st
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in err and out == ""
     assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ warming up", err, re.MULTILINE) and "stopping: " in err
+
+
+@pytest.mark.slow
+def test_the_end_does_not_wait_for_a_long_search(folder: Path) -> None:
+    search = {"explore_steps": 20, "dynamic_groups": 64, "value_groups": 32}
+    with served(folder, "--grace-s", "0.2", "--max-search-work", str(2**30)) as (url, process):
+        with connect(url) as connection:
+            connection.recv()
+            connection.send(pack(observation(explore_config=search, num_inference_steps=100)))
+            time.sleep(1.0)
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        assert time.monotonic() - begun < 10 and process.returncode == 0 and "it was not waited for" in err
 
 
 @pytest.mark.slow

@@ -216,6 +216,9 @@ def test_a_call_that_still_waits_at_its_deadline_is_told_then(inference: Inferen
     inference.expire(late)
     with pytest.raises(DeadlineMissed, match="did not come in time"):
         told.result(timeout=1)
+    gone = call(inference, inference.new_slot(), seed=1)
+    assert inference.submit(gone).cancel()
+    inference.expire(gone)  # its robot has left at the same moment
     gate.gate.set()
     assert first.result() and inference.num_waiting == 0
     inference.expire(late)  # its answer is there: nothing to do

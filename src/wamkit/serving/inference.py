@@ -211,9 +211,10 @@ class Inference:
             if call not in self._waiting:
                 return
             self._waiting.remove(call)
-        call.answer.set_exception(
-            DeadlineMissed("deadline: its turn did not come in time; ask again with a newer observation")
-        )
+        if call.answer.set_running_or_notify_cancel():  # else its robot has left at the same moment
+            call.answer.set_exception(
+                DeadlineMissed("deadline: its turn did not come in time; ask again with a newer observation")
+            )
 
     def start(self) -> None:
         """Warm up, then take calls; returns when the first request will be fast.
