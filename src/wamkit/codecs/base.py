@@ -1,4 +1,4 @@
-"""What every codec offers: two small protocols, and the one place where pixels change layout and range.
+"""What every codec offers: three small protocols, and the one place where pixels change layout and range.
 
 At the edge images are uint8 `… h w c`; inside codecs and models they are float `… c h w` in [-1, 1].
 """
@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 _LISTED = 6
@@ -100,6 +100,35 @@ class VideoCodec(Protocol):
 
 
 @runtime_checkable
+class ImageTokenizer(Protocol):
+    """Pixels to codes of one codebook and back: each frame becomes a grid of `num_codes` possible values per place."""
+
+    @property
+    def spatial(self) -> int:
+        """Pixels per code in each direction."""
+        ...
+
+    @property
+    def num_codes(self) -> int: ...
+
+    def encode(self, frames: UInt8[Tensor, "n h w c"]) -> Int[Tensor, "n y x"]:
+        """Each frame on its own; int64 codes in `[0, num_codes)`."""
+        ...
+
+    def decode(self, codes: Int[Tensor, "n y x"]) -> UInt8[Tensor, "n h w c"]:
+        """Frames of each grid of codes, of any signed integer type."""
+        ...
+
+    def to(self, device: torch.device | str) -> ImageTokenizer:
+        """The tokeniser on `device`; use the one returned."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load` of the same class needs (a reference, where the weights are large and public)."""
+        ...
+
+
+@runtime_checkable
 class TextEncoder(Protocol):
     """Sentences to `length` tokens of `width` channels."""
 
@@ -153,6 +182,29 @@ def require_frames(frames: Tensor, *, spatial: int, what: str = "frames") -> Non
         raise ValueError(
             f"expected {what} whose height and width are multiples of {spatial}, got {height}x{width}; "
             f"record, resize or crop to a multiple of {spatial}"
+        )
+
+
+def require_codes(codes: Tensor, *, num_codes: int, what: str = "codes") -> None:
+    """Refuse codes that a codebook of `num_codes` entries does not have.
+
+    Args:
+        codes: expected integers `n y x`; narrow ones, as caches keep them, will do.
+        num_codes: size of the codebook.
+        what: name for the message.
+
+    Raises:
+        ValueError: wrong dtype or rank, or a code outside `[0, num_codes)`.
+    """
+    if codes.dtype not in (torch.int16, torch.int32, torch.int64) or codes.ndim != 3:
+        raise ValueError(f"expected {what} as integers of shape (n, y, x), got {codes.dtype} of {tuple(codes.shape)}")
+    if not codes.numel():
+        return
+    least, largest = (int(value) for value in codes.aminmax())
+    if least < 0 or largest >= num_codes:
+        raise ValueError(
+            f"expected {what} of 0 to {num_codes - 1}, got {least} to {largest}; "
+            "take the vocabulary's image codes, not its ids"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from wamkit.codecs.base import TextEncoder, VideoCodec
+from wamkit.codecs.base import ImageTokenizer, TextEncoder, VideoCodec
 from wamkit.codecs.reference import read_type
 
 
@@ -32,6 +32,22 @@ def load_video_codec(folder: Path, device: torch.device | str = "cpu", *, pretra
 
         return LTXVideoCodec.load(folder, device, pretrained=pretrained)
     raise ValueError(f"{folder / 'config.json'}: unknown video codec {kind!r}; known are 'patch' and 'ltx'")
+
+
+def load_image_tokenizer(
+    folder: Path, device: torch.device | str = "cpu", *, pretrained: Path | None = None
+) -> ImageTokenizer:
+    """The image tokeniser that was saved in `folder`; arguments and errors as `load_video_codec`."""
+    kind = read_type(folder)
+    if kind == "patch_vq":
+        from wamkit.codecs.image_patch_vq import PatchVQTokenizer
+
+        return PatchVQTokenizer.load(folder, device)
+    if kind == "image_vq":
+        from wamkit.codecs.image_vq import VQImageTokenizer
+
+        return VQImageTokenizer.load(folder, device, pretrained=pretrained)
+    raise ValueError(f"{folder / 'config.json'}: unknown image tokeniser {kind!r}; known are 'patch_vq' and 'image_vq'")
 
 
 def load_text_encoder(
