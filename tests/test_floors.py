@@ -20,6 +20,7 @@ FLOORS = (
         "atomic",
         "launcher",
         "lock",
+        "model_config",
         "progress",
         "trace",
         "versions",

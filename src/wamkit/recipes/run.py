@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wamkit.data.image_settings import ColorJitter
-from wamkit.models.wav.config import WAVConfig
-from wamkit.models.wav.load_policy import Profile
+from wamkit.model_config import ModelConfig
 from wamkit.spec import Preprocess
 from wamkit.training.stage import TrainStage
 
@@ -87,7 +86,7 @@ class InitialWeights:
     """
 
     path: Path = Path()
-    profile: Profile = "exact"
+    profile: str = "exact"
     may_resize: tuple[str, ...] = ()
 
 
@@ -153,7 +152,7 @@ class Run:
             takes less memory and a third more time.
     """
 
-    model: WAVConfig
+    model: ModelConfig
     stages: tuple[TrainStage, ...]
     data: DataConfig = DataConfig()
     initial: InitialWeights = InitialWeights()

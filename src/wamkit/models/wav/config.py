@@ -6,10 +6,11 @@ Source: WAV (arXiv 2604.14732), sections 3 and 4 and its public configuration; s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from wamkit.spec import PolicySpec
+from wamkit.model_config import ModelConfig
 from wamkit.typed import check_fields, check_least, read_fields
 
 
@@ -110,24 +111,20 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WAVConfig:
+class WAVConfig(ModelConfig):
     """A complete WAV: network, codecs and the geometry of its windows.
 
     Args:
         network: the transformer.
         codec: image codec and text encoder.
-        num_views: cameras.
-        image_size: pixels along one side of the square images.
         num_context: memory frames P, the current one last.
         num_future: future pixel frames (9 = 1 + 8: two latent frames).
         action_horizon: action tokens Ta; a multiple of `num_future`.
         action_dim: control channels, the first channels of an action token.
-        state_dim: state channels.
         concatenates_state: an action token holds the state of its row behind the action; without, the network predicts
             actions alone, and a state token needs as many state channels as there are action channels.
         has_state_token: prepend the current state to the action tokens.
         value_dense: one value token per action; else one per future frame, for the row that the frame shows.
-        name: size name, for the record.
     """
 
     network: NetworkConfig
@@ -142,13 +139,9 @@ class WAVConfig:
     concatenates_state: bool = True
     has_state_token: bool = True
     value_dense: bool = True
-    name: str = "custom"
 
     def __post_init__(self) -> None:
-        check_fields(self, "model")
-        counts = ("num_views", "image_size", "num_context", "num_future", "action_horizon", "action_dim")
-        check_least(self, "model", 1, *counts)
-        check_least(self, "model", 0, "state_dim")
+        super().__post_init__()
         if self.action_horizon % self.num_future:
             raise ValueError(
                 f"expected action_horizon to be a multiple of num_future = {self.num_future} (one future frame per "
@@ -183,14 +176,20 @@ class WAVConfig:
         return self.network.value.channels if self.network.value else 0
 
     @property
-    def stride(self) -> int:
-        """Actions per future frame."""
-        return self.action_horizon // self.num_future
+    def parts(self) -> tuple[str, ...]:
+        """The video stream and the experts that are there."""
+        experts = {"value": self.network.value, "action": self.network.action}
+        return ("video", *(part for part, expert in experts.items() if expert is not None))
+
+    @property
+    def fits_codecs(self) -> bool:
+        """Whether the image codec is fitted; the text encoder never is."""
+        return self.codec.video == "patch"
 
     @property
     def value_steps(self) -> tuple[int, ...]:
         """Control steps after the observation that the value tokens stand for, counting from 1."""
-        first, every = (1, 1) if self.value_dense else (self.stride, self.stride)
+        first, every = (1, 1) if self.value_dense else (self.future_stride, self.future_stride)
         return tuple(range(first, self.action_horizon + 1, every))
 
     @property
@@ -214,9 +213,13 @@ class WAVConfig:
         side = self.image_size // self.codec.spatial
         return self.num_context + self.num_future_latents, side, side
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_dict` inverts it."""
-        return dataclasses.asdict(self)
+    def codec_record(self) -> dict[str, Any]:
+        """Settings of image codec and text encoder, and the channels of a latent pixel."""
+        return dataclasses.asdict(self.codec) | {"channels": self.network.latent_channels}
+
+    def with_pretrained(self, folder: str) -> WAVConfig:
+        """The same model with `vae/`, `text_encoder/` and `tokenizer/` in another folder."""
+        return dataclasses.replace(self, codec=dataclasses.replace(self.codec, pretrained=folder))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WAVConfig:
@@ -226,29 +229,6 @@ class WAVConfig:
             ValueError: a key is missing or unknown, or a value of another type or out of range; the message names it.
         """
         return read_fields(cls, data, "model")
-
-    def check_spec(self, spec: PolicySpec) -> None:
-        """Refuse a spec that says other sizes than this configuration.
-
-        Args:
-            spec: of a policy around a model of this configuration.
-
-        Raises:
-            ValueError: naming each size that differs.
-        """
-        robot = spec.robot
-        seen = [spec.image_size] if spec.image_size else [(camera.height, camera.width) for camera in robot.cameras]
-        sizes = {
-            "cameras (num_views)": (self.num_views, len(robot.cameras)),
-            "state channels (state_dim)": (self.state_dim, len(robot.state)),
-            "action channels (action_dim)": (self.action_dim, len(robot.action)),
-            "frames of memory (num_context)": (self.num_context, spec.num_context),
-            "actions in a chunk (action_horizon)": (self.action_horizon, spec.action_horizon),
-            "pixels of each picture (image_size)": ([(self.image_size, self.image_size)] * len(seen), seen),
-        }
-        differ = [f"{wanted} {what}, got {got}" for what, (wanted, got) in sizes.items() if wanted != got]
-        if differ:
-            raise ValueError(f"expected, as the model's configuration says, {'; '.join(differ)}")
 
 
 def _check_width(config: ExpertConfig | NetworkConfig, what: str) -> None:
@@ -335,3 +315,11 @@ def tiny(*, num_views: int = 2, action_dim: int = 4, state_dim: int = 4, value_c
         state_dim=state_dim,
         name="tiny",
     )
+
+
+SIZES: Final[Mapping[str, Callable[[], WAVConfig]]] = {
+    "libero": libero,
+    "dualarm": dualarm,
+    "small": small,
+    "tiny": tiny,
+}

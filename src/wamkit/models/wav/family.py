@@ -436,7 +436,7 @@ class WAVControl(ControlStep):
             return Sampled(actions=actions, value=decoded.value)
         states = decoded.actions[..., self.model.config.action_dim :]
         empty = self.model.read_tasks([""]) if guidance != 1 else None
-        stride, count = self.model.config.stride, self.model.config.num_future
+        stride, count = self.model.config.future_stride, self.model.config.num_future
         return Sampled(
             actions=actions,
             states=states if states.shape[-1] else None,
