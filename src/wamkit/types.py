@@ -128,6 +128,7 @@ class Batch:
         task: one sentence per batch element.
         episode_index: dataset episode of each element, so that an error can name it.
         encoded: latents and embeddings from a cache, in place of frames.
+        is_repeated: remembered frames from before the episode's first used row (they repeat it); `None` when not told.
     """
 
     context: UInt8[Tensor, "b v t h w c"] | None
@@ -140,6 +141,7 @@ class Batch:
     task: list[str]
     episode_index: Int[Tensor, "b"]
     encoded: EncodedWindows | None = None
+    is_repeated: Bool[Tensor, "b t"] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -206,3 +206,35 @@ def test_short_episodes_are_never_drawn_and_alone_are_refused(build, episodes, r
     assert all(0 not in loader.rows(step).episode for step in range(20))
     with pytest.raises(ValueError, match="2 or more rows"):
         build(MemoryDataset([single], robot))
+
+
+def test_memory_before_the_episode_is_marked(build):
+    """Memory rows repeat the first one; only those before it are marked, in the batch as in its rows."""
+    config = WindowConfig(
+        context=2, chunk=1, action_horizon=5, pick="spaced", spacing=1, action_offset=0, future_stride=1, whole=True
+    )
+    loader = build(config=config, batch_size=200)
+    rows, batch = loader.rows(0), loader.batch(0)
+    np.testing.assert_array_equal(batch.is_repeated, rows.is_repeated)
+    np.testing.assert_array_equal(rows.is_repeated, np.stack([rows.current == 0, np.zeros(200, dtype=bool)], axis=1))
+    assert 0 < batch.is_repeated[:, 0].sum() < 200
+    first = batch.is_repeated[:, 0]
+    assert torch.equal(batch.context[first, :, 0], batch.context[first, :, 1])
+    assert not batch.is_padded.any()
+    some = batch.rows([3, 1])
+    assert torch.equal(some.is_repeated, batch.is_repeated[[3, 1]])
+    assert torch.equal(some.to("cpu").is_repeated, some.is_repeated)
+    untold = replace(batch, is_repeated=None)
+    assert untold.rows([3, 1]).is_repeated is None and untold.to("cpu").is_repeated is None
+
+
+def test_whole_windows_are_counted_and_shorter_episodes_left_out(build, episodes):
+    config = WindowConfig(
+        context=2, chunk=1, action_horizon=15, pick="spaced", action_offset=0, future_stride=1, whole=True
+    )
+    loader = build(config=config)
+    assert [len(episode) for episode in episodes] == [12, 12, 12, 30]
+    assert loader.num_windows == 16 and set(loader.rows(0).episode) == {3}
+    message = r"episode of 15 or more rows \(whole windows of 15 actions\), got 3 episodes of at most 12"
+    with pytest.raises(ValueError, match=message):
+        build(config=config, episodes=(0, 1, 2))

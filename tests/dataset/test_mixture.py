@@ -33,11 +33,11 @@ def memory(num: int, *, length: int = 12, seed: int = 0, **robot: object) -> Mem
     return MemoryDataset(episodes, dataclasses.replace(synthetic_robot(), **robot))
 
 
-def loader(source: object, *, batch_size: int = 8, **options: object) -> WindowLoader:
+def loader(source: object, *, batch_size: int = 8, windows: WindowConfig = WINDOWS, **options: object) -> WindowLoader:
     statistics = compute_statistics(source)
     action = ActionTransform(normalizer=Normalizer.from_statistics("minmax", statistics["action"]))
     state = Normalizer.from_statistics("minmax", statistics["state"])
-    return WindowLoader(source, WINDOWS, action=action, state=state, batch_size=batch_size, seed=3, **options)
+    return WindowLoader(source, windows, action=action, state=state, batch_size=batch_size, seed=3, **options)
 
 
 def test_a_subset_gives_what_the_loader_gives_of_these_episodes() -> None:
@@ -96,6 +96,14 @@ def test_datasets_without_chosen_episodes_are_left_out_of_the_draw() -> None:
     source = loader(Subset(mixture, [0, 5]), batch_size=400)
     counts = Counter(source.rows(0).episode.tolist())
     assert set(counts) == {0, 5} and abs(counts[0] - 200) < 60
+
+
+def test_a_dataset_without_a_window_is_named() -> None:
+    mixture = Mixture([memory(2), memory(1, length=30)], names=["short", "long"], weights=[1.0, 1.0])
+    whole = WindowConfig(action_horizon=20, chunk=1, future_stride=1, pick="spaced", action_offset=0, whole=True)
+    message = r"20 or more rows \(whole windows of 20 actions\) in dataset 'short'; leave it out"
+    with pytest.raises(ValueError, match=message):
+        loader(mixture, windows=whole)
 
 
 def test_rows_count_as_often_as_they_are_drawn() -> None:

@@ -108,6 +108,76 @@ def test_corrected_windows_have_a_current_row_and_an_action_inside(offset):
             assert not rows.is_padded[0]
 
 
+NEXT = {"context": 2, "chunk": 1, "future_stride": 1, "pick": "spaced", "action_offset": 0, "whole": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fewer"),
+    [
+        ({"action_horizon": 5}, 4),  # T - K + 1: the next frame is well inside
+        ({"action_horizon": 2}, 1),
+        ({"action_horizon": 1}, 1),  # T - 1: the last row has no next frame
+        ({"action_horizon": 5, "future_stride": None}, 5),  # the frame after the last action
+        ({"action_horizon": 5, "future_stride": 7}, 7),
+        ({"action_horizon": 5, "chunk": 3, "future_stride": 2}, 6),
+        ({"action_horizon": 5, "action_offset": 1}, 5),
+        ({"action_horizon": 5, "first_row": 1}, 5),
+    ],
+)
+def test_whole_windows_lie_inside_the_episode(settings, fewer):
+    config = WindowConfig(**(NEXT | settings))
+    assert config.min_length == fewer + 1
+    for length in range(1, 20):
+        ends = window_ends(length, config)
+        assert num_windows(length, config) == max(0, length - fewer)
+        for end in ends:
+            rows = select_rows(length, end, config, np.random.default_rng(0))
+            # nothing was clipped: these are the rows that the rule names
+            assert rows.current == rows.context[-1] >= config.first_row
+            assert rows.action.tolist() == [
+                rows.current + config.action_offset + step for step in range(config.action_horizon)
+            ]
+            assert rows.future.tolist() == [rows.current + config.stride * (k + 1) for k in range(config.chunk)]
+            assert max(rows.action[-1], rows.future[-1]) <= length - 1
+            assert not rows.is_padded.any()
+        if ends:  # and the window after the last would not fit
+            rows = select_rows(length, ends[-1] + 1, config, np.random.default_rng(0))
+            assert rows.is_padded.any() or rows.current + config.stride * config.chunk > length - 1
+
+
+def test_windows_that_are_not_whole_have_the_shortest_episode_that_they_say():
+    for settings in ({"action_offset": 0}, {"action_offset": 1}, {"first_row": 1}):
+        config = WindowConfig(**settings)
+        assert num_windows(config.min_length, config) > 0 == num_windows(config.min_length - 1, config)
+
+
+def test_one_future_frame_one_row_ahead_of_a_chunk():
+    config = WindowConfig(**(NEXT | {"action_horizon": 5, "whole": False}))
+    rows = select_rows(10, 3 + 5 + 1, config, np.random.default_rng(0))
+    assert (rows.future.tolist(), rows.action.tolist(), rows.context.tolist()) == ([4], [3, 4, 5, 6, 7], [2, 3])
+    assert (
+        WindowConfig(chunk=3, action_horizon=6, future_stride=2).stride
+        == WindowConfig(chunk=3, action_horizon=6).stride
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "current", "repeated"),
+    [
+        ({"spacing": 5}, 12, [True, False, False, False]),  # rows -3, 2, 7, 12
+        ({"spacing": 5}, 0, [True, True, True, False]),
+        ({"spacing": 5}, 15, [False, False, False, False]),  # rows 0, 5, 10, 15
+        ({"spacing": 5, "first_row": 1}, 15, [True, False, False, False]),
+        ({"pick": "uniform", "first_row": 1}, 3, [True, True, True, False]),  # candidates -4 ... 3: -4, -2, 0, 3
+    ],
+)
+def test_memory_before_the_episode_is_told(settings, current, repeated):
+    config = WindowConfig(**({"context": 4, "chunk": 3, "action_horizon": 6, "pick": "spaced"} | settings))
+    rows = select_rows(40, current + config.action_horizon + 1, config, np.random.default_rng(0))
+    assert rows.is_repeated.tolist() == repeated
+    assert (rows.context[rows.is_repeated] == config.first_row).all()
+
+
 def test_reference_windows_are_the_published_range():
     config = WindowConfig(first_row=1)
     assert list(window_ends(3, config)) == [36, 37, 38, 39]
@@ -117,7 +187,8 @@ def test_reference_windows_are_the_published_range():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"action_horizon": 20}, "multiple of chunk = 9"),
+        ({"action_horizon": 20}, "multiple of chunk = 9, got 20; the next one is 27, or set future_stride"),
+        ({"future_stride": 0}, "expected future_stride of 1 or more rows"),
         ({"sample_n_frames": 36}, "sample_n_frames above"),
         ({"context": 0}, "context of 1 or more"),
         ({"action_offset": 2}, "0 or 1"),

@@ -39,6 +39,7 @@ class BatchRows:
         future: int64 `[b, chunk]`.
         action: int64 `[b, A]`.
         is_padded: bool `[b, A]`.
+        is_repeated: bool `[b, P]`.
     """
 
     episode: np.ndarray
@@ -48,6 +49,7 @@ class BatchRows:
     future: np.ndarray
     action: np.ndarray
     is_padded: np.ndarray
+    is_repeated: np.ndarray
 
     def only(self, index: Sequence[int]) -> BatchRows:
         """Some of the batch's windows."""
@@ -133,10 +135,10 @@ class WindowLoader:
         counts = np.array([num_windows(int(length), config) for length in lengths], dtype=np.int64)
         self._window_ends = np.cumsum(counts)
         mixture = mixture_of(dataset)
-        self._parts = None if mixture is None else _window_parts(mixture, self._entries, counts)
+        self._parts = None if mixture is None else _window_parts(mixture, self._entries, counts, config)
         if self.num_windows == 0:
             raise ValueError(
-                f"loader: expected an episode of 2 or more rows, got {len(lengths)} episodes of at most "
+                f"loader: expected an episode of {_rows_needed(config)}, got {len(lengths)} episodes of at most "
                 f"{lengths.max(initial=0)}; record longer ones"
             )
         self._action = action
@@ -207,6 +209,7 @@ class WindowLoader:
             future=np.stack([rows.future for rows in picked]),
             action=np.stack([rows.action for rows in picked]),
             is_padded=np.stack([rows.is_padded for rows in picked]),
+            is_repeated=np.stack([rows.is_repeated for rows in picked]),
         )
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -248,6 +251,7 @@ class WindowLoader:
             task=[self._entries[at].task for at in rows.position],
             episode_index=torch.from_numpy(rows.episode),
             encoded=encoded,
+            is_repeated=torch.from_numpy(rows.is_repeated),
         )
 
     def _pictures(
@@ -312,7 +316,9 @@ def _choose_cameras(dataset: EpisodeSource, cameras: Sequence[str] | None, robot
     return chosen
 
 
-def _window_parts(mixture: Mixture, entries: Sequence[EpisodeEntry], counts: np.ndarray) -> WindowParts | None:
+def _window_parts(
+    mixture: Mixture, entries: Sequence[EpisodeEntry], counts: np.ndarray, config: WindowConfig
+) -> WindowParts | None:
     """The datasets that the entries are of; the weights of others are left out."""
     if mixture.weights is None:
         return None
@@ -323,9 +329,15 @@ def _window_parts(mixture: Mixture, entries: Sequence[EpisodeEntry], counts: np.
     count = np.array([counts[owners == part].sum() for part in parts], dtype=np.int64)
     empty = [mixture.names[part] for part in parts[count == 0]]
     if empty:
-        raise ValueError(f"loader: expected an episode of 2 or more rows in dataset {empty[0]!r}; leave it out")
+        raise ValueError(f"loader: expected an episode of {_rows_needed(config)} in dataset {empty[0]!r}; leave it out")
     share = np.array([mixture.weights[part] for part in parts])
     return WindowParts(start=np.cumsum(count) - count, count=count, share=share / share.sum())
+
+
+def _rows_needed(config: WindowConfig) -> str:
+    """Of an episode that windows can be cut out of, for a message."""
+    needed = f"{config.min_length} or more rows"
+    return f"{needed} (whole windows of {config.action_horizon} actions)" if config.whole else needed
 
 
 def _choose_episodes(dataset: EpisodeSource, episodes: Sequence[int] | None) -> list[EpisodeEntry]:

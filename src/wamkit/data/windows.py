@@ -22,8 +22,9 @@ class WindowConfig:
 
     Args:
         context: P, memory frames; the last one is the current frame.
-        chunk: future frames, evenly spread over the prediction window.
-        action_horizon: A, rows of the prediction window; a multiple of `chunk`.
+        chunk: future frames, `stride` rows apart.
+        action_horizon: A, rows of the prediction window; without `future_stride` a multiple of `chunk`.
+        future_stride: rows between two future frames; by default they are evenly spread over the prediction window.
         sample_n_frames: R, rows of the stretch that a window and its memory candidates are taken from; more than A.
         pick: how the memory is chosen. `random`: distinct candidates, sorted. `uniform`: evenly over the candidates.
             `spaced`: `spacing` rows apart back from the current one, as the closed loop fills its memory when it asks
@@ -34,8 +35,14 @@ class WindowConfig:
         first_row: the first row that is ever used. 1 is the published code, which never uses row 0 and also draws a
             window whose current row lies before the episode; 0 uses every row, and every window drawn has at
             least one action inside the episode.
+        whole: draw only windows whose current row, actions and future frames are all rows of the episode, so that none
+            is padded and every future frame is a real one. Memory may still begin before the episode. T rows give
+            T - max(A - 1 + action_offset, chunk * stride) windows, and `first_row` fewer: T - A + 1 with
+            `action_offset=0` when the future is shorter than the prediction window, and T - 1 for one action and the
+            next frame, because the last row has no next one.
 
-    Source: WAV 3.5 of the specification; Differs: `first_row=0` and `spaced` are ours.
+    Source: WAV 3.5 of the specification; Differs: `first_row=0`, `spaced`,
+        `future_stride` and `whole` are ours.
     """
 
     context: int = 4
@@ -46,15 +53,22 @@ class WindowConfig:
     spacing: int = 1
     action_offset: int = 1
     first_row: int = 0
+    future_stride: int | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for name in ("context", "chunk", "action_horizon", "spacing"):
             if getattr(self, name) < 1:
                 raise ValueError(f"windows: expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.action_horizon % self.chunk:
+        if self.future_stride is not None and self.future_stride < 1:
+            raise ValueError(
+                f"windows: expected future_stride of 1 or more rows, or None for frames spread over the prediction "
+                f"window, got {self.future_stride}"
+            )
+        if self.future_stride is None and self.action_horizon % self.chunk:
             raise ValueError(
                 f"windows: expected action_horizon as a multiple of chunk = {self.chunk}, got {self.action_horizon}; "
-                f"the next one is {(self.action_horizon // self.chunk + 1) * self.chunk}"
+                f"the next one is {(self.action_horizon // self.chunk + 1) * self.chunk}, or set future_stride"
             )
         if self.pick not in ("random", "uniform", "spaced"):
             raise ValueError(f"windows: expected pick to be 'random', 'uniform' or 'spaced', got {self.pick!r}")
@@ -74,7 +88,14 @@ class WindowConfig:
     @property
     def stride(self) -> int:
         """Rows between two future frames."""
-        return self.action_horizon // self.chunk
+        return self.action_horizon // self.chunk if self.future_stride is None else self.future_stride
+
+    @property
+    def min_length(self) -> int:
+        """Rows of the shortest episode that has a window."""
+        if self.whole:
+            return self.first_row + _reach(self) + 1
+        return 2 if self.first_row else 1 + self.action_offset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +108,7 @@ class WindowRows:
         future: int64 `[chunk]`.
         action: int64 `[A]`.
         is_padded: bool `[A]`, action rows past the end of the episode (they repeat its last row).
+        is_repeated: bool `[P]`, memory rows before the first row that is used (they repeat it).
     """
 
     current: int
@@ -94,6 +116,7 @@ class WindowRows:
     future: np.ndarray
     action: np.ndarray
     is_padded: np.ndarray
+    is_repeated: np.ndarray
 
 
 def window_ends(length: int, config: WindowConfig) -> range:
@@ -105,9 +128,12 @@ def window_ends(length: int, config: WindowConfig) -> range:
 
     Returns:
         With `first_row=1` the published A … T+A; with `first_row=0` those whose current row and at least one action are
-        inside the episode.
+        inside the episode. With `whole`, those whose current row, actions and future frames all are.
     """
     horizon = config.action_horizon
+    if config.whole:
+        first = config.first_row + horizon + 1
+        return range(first, max(first, length - _reach(config) + horizon + 1))
     if config.first_row == 1:
         return range(horizon, length + horizon + 1) if length >= 2 else range(0)
     return range(horizon + 1, max(horizon + 1, length + horizon + 1 - config.action_offset))
@@ -143,12 +169,14 @@ def select_rows(length: int, end: int, config: WindowConfig, rng: np.random.Gene
     current = end - horizon - 1
     first, last = config.first_row, length - 1
     action = current + config.action_offset + np.arange(horizon)
+    memory = _memory_rows(current, end, config, rng)
     return WindowRows(
         current=current,
-        context=_memory_rows(current, end, config, rng).clip(first, last),
+        context=memory.clip(first, last),
         future=future_rows(length, current, config),
         action=action.clip(first, last),
         is_padded=action > last,
+        is_repeated=memory < first,
     )
 
 
@@ -159,8 +187,13 @@ def future_rows(length: int, current: int, config: WindowConfig) -> np.ndarray:
 
 
 def current_rows(length: int, config: WindowConfig) -> range:
-    """Every current row that a window of an episode of `length` rows may have, whatever the action offset."""
+    """Every current row that a window of an episode of `length` rows may have; only `first_row` matters to it."""
     return range(-1 if config.first_row else 0, length)
+
+
+def _reach(config: WindowConfig) -> int:
+    """Rows from the current one to the farthest action or future frame."""
+    return max(config.action_horizon - 1 + config.action_offset, config.chunk * config.stride)
 
 
 def _memory_rows(current: int, end: int, config: WindowConfig, rng: np.random.Generator) -> np.ndarray:
