@@ -43,6 +43,18 @@ def test_a_spec_survives_json(spec: RobotSpec | PolicySpec) -> None:
     assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+def test_a_spec_from_before_strides_remembers_calls() -> None:
+    written = POLICY.to_dict()
+    assert written.pop("context_stride") is None
+    assert PolicySpec.from_dict(json.loads(json.dumps(written))) == POLICY
+
+
+@pytest.mark.parametrize(("stride", "num_context", "reach"), [(None, 4, 0), (1, 1, 0), (1, 2, 1), (3, 4, 9)])
+def test_how_far_a_memory_reaches_back(stride: int | None, num_context: int, reach: int) -> None:
+    spec = dataclasses.replace(POLICY, context_stride=stride, num_context=num_context)
+    assert spec.context_reach == reach and PolicySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
 def test_a_spec_meets_itself_and_one_with_more_cameras() -> None:
     require_match(ROBOT, ROBOT, wanted_by="policy", offered_by="simulator")
     require_match(ROBOT.with_cameras(("wrist",)), ROBOT, wanted_by="policy", offered_by="simulator")
@@ -116,6 +128,8 @@ def test_other_nonsense_is_refused() -> None:
         ({"family": None}, "expected family as text, got null"),
         ({"num_context": "2"}, 'expected num_context as a whole number, got "2"'),
         ({"num_context": 0}, "expected num_context of 1 or more, got 0"),
+        ({"context_stride": 0}, "expected context_stride of 1 or more, got 0"),
+        ({"context_stride": 1.5}, "expected context_stride as a whole number, got 1.5"),
         ({"tasks": "open it"}, 'expected tasks as a list, got "open it"'),
         ({"image_size": [64]}, r"expected image_size as a list of 2, got \[64\]"),
         ({"image_size": [64, -1]}, "expected a positive image_size"),

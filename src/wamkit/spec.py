@@ -154,6 +154,7 @@ class PolicySpec:
         tasks: sentences seen in training; empty when open.
         image_size: (height, width) of the frames that the model sees; `None` is the size of the robot's cameras.
         preprocess: how camera frames are brought to that size.
+        context_stride: control steps between two remembered frames; `None` remembers the frames of the policy's calls.
     """
 
     family: str
@@ -165,12 +166,13 @@ class PolicySpec:
     tasks: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
     preprocess: Preprocess = "exact"
+    context_stride: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.preprocess not in get_args(Preprocess):
             raise ValueError(f"expected preprocess among {get_args(Preprocess)}, got {self.preprocess!r}")
-        check_least(self, "policy spec", 1, "num_context")
+        check_least(self, "policy spec", 1, "num_context", "context_stride")
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"policy spec: expected a positive image_size, got {self.image_size}")
         if not 1 <= self.execution_horizon <= self.action_horizon:
@@ -178,6 +180,14 @@ class PolicySpec:
                 f"expected 1 <= execution_horizon <= action_horizon = {self.action_horizon}, "
                 f"got {self.execution_horizon}"
             )
+
+    @property
+    def context_reach(self) -> int:
+        """Control steps before the newest frame that a robot must also tell of: `context_stride` apart, so far back.
+
+        0 where the frames of the policy's calls are all that it remembers.
+        """
+        return 0 if self.context_stride is None else (self.num_context - 1) * self.context_stride
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` inverts it."""
