@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from wamkit.spec import PolicySpec, Preprocess, RobotSpec
 from wamkit.typed import check_fields, check_least
@@ -83,7 +83,7 @@ class ModelConfig(ABC):
     def codec_record(self) -> dict[str, Any]:
         """JSON-ready settings that decide what the codecs make of frames and sentences; a cache is made for them."""
 
-    def with_pretrained(self, folder: str) -> Self:
+    def with_pretrained(self, folder: str) -> ModelConfig:
         """The same model with its pretrained codecs in another folder.
 
         Raises:
