@@ -8,7 +8,7 @@ import pytest
 
 from wamkit.cli.main import main
 from wamkit.data.convert_hdf5 import convert_hdf5
-from wamkit.data.hdf5 import Hdf5Settings, is_hdf5, kept_rows, read_demonstration
+from wamkit.data.hdf5 import Hdf5Settings, is_hdf5, read_demonstration
 from wamkit.data.inspect import inspect
 from wamkit.data.lerobot import DatasetError, LeRobotDataset
 from wamkit.robots import libero_robot
@@ -149,19 +149,6 @@ def test_robomimic_is_upright_and_has_quaternions(tmp_path):
 def still(rows, actions):
     actions[rows, :6] = 5e-5 / np.sqrt(6)
     return actions
-
-
-@pytest.mark.parametrize(
-    ("rows", "kept"),
-    [
-        ([], [0, 1, 2, 3, 4, 5]),
-        ([0, 1], [2, 3, 4, 5]),  # at the start nothing is known of the gripper
-        ([2, 3, 4], [0, 1, 3, 5]),  # in row 3 the gripper closes
-        ([5], [0, 1, 2, 3, 4]),
-    ],
-)
-def test_rows_that_do_nothing(rows, kept):
-    assert kept_rows(still(rows, motions(6, 0))).tolist() == kept
 
 
 def test_what_a_dropped_row_earned_is_not_lost(tmp_path):

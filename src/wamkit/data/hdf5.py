@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from wamkit.data.layout import DatasetError
+from wamkit.data.noop import kept_rows
 from wamkit.episode import Episode
 from wamkit.robots import LIBERO_CAMERAS, libero_robot
 from wamkit.rotations import axis_angle_of_quaternion
 
 SUFFIXES = (".hdf5", ".h5")
-STILL = 1e-4
-"""Length of an action's motion below which it moves nothing."""
 
 _CAMERAS = {
     "LIBERO": dict(zip(LIBERO_CAMERAS, ("agentview_rgb", "eye_in_hand_rgb"), strict=True)),
@@ -88,20 +86,6 @@ def is_hdf5(source: Path) -> bool:
     if source.is_dir():
         return not (source / "meta").exists() and bool(hdf5_files(source))
     return source.suffix in SUFFIXES
-
-
-def kept_rows(actions: Float[np.ndarray, "t 7"]) -> Int[np.ndarray, " kept"]:
-    """Rows that do something: the hand moves, or the gripper's command differs from that of the last row kept.
-
-    Source: `regenerate_libero_dataset` of the published `modified_libero` data.
-    Differs: the published data were then replayed in the simulator; here the other rows stay as they were recorded.
-    """
-    kept: list[int] = []
-    for row, action in enumerate(actions):
-        is_still = np.linalg.norm(action[:6]) < STILL
-        if not (is_still and (not kept or action[6] == actions[kept[-1], 6])):
-            kept.append(row)
-    return np.array(kept, dtype=np.int64)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -378,7 +362,7 @@ def _text(value: Any) -> str:
 
 
 def _without_idle_rows(where: str, episode: Episode) -> Episode:
-    kept = kept_rows(episode.actions)
+    kept = kept_rows(episode.actions, gripper_channels=libero_robot().gripper_channels)
     if len(kept) == 0:
         raise BrokenDemonstration(
             f"{where}: expected actions that move the robot, got none; keep such rows with --idle keep"
