@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wamkit.cli import data_convert, data_describe, data_inspect, data_stats
+from wamkit.cli import data_convert, data_describe, data_inspect, data_split, data_stats
 from wamkit.cli.data_convert import Convert
 from wamkit.cli.data_describe import Describe
 from wamkit.cli.data_inspect import Inspect
+from wamkit.cli.data_split import Split
 from wamkit.cli.data_stats import Stats
 from wamkit.launcher import is_first_process
 from wamkit.progress import ProgressBar
@@ -80,7 +81,7 @@ class Encode:
     """Recipe, or a YAML file of WAV's public trainer."""
 
 
-Options = Inspect | Stats | Values | Encode | Convert | Describe
+Options = Inspect | Stats | Values | Encode | Convert | Describe | Split
 
 
 def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
@@ -104,6 +105,8 @@ def run(options: Options | Run) -> int:
         return data_convert.run(options)
     if isinstance(options, Describe):
         return data_describe.run(options)
+    if isinstance(options, Split):
+        return data_split.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
     return data_stats.run(options)
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from wamkit.data.layout import DatasetError
 from wamkit.data.noop import kept_rows
+from wamkit.data.task_names import sentence_of
 from wamkit.episode import Episode
 from wamkit.robots import LIBERO_CAMERAS, libero_robot
 from wamkit.rotations import axis_angle_of_quaternion
@@ -338,7 +339,7 @@ def _sentence(path: Path, attributes: Any, form: str) -> str:
     stem = path.stem
     if not sentence and form == "LIBERO" and stem.endswith("_demo"):
         # As the published data have it: the name without its scene, such as KITCHEN_SCENE10_.
-        sentence = re.sub(r"^[A-Z_]+SCENE\d+_", "", stem.removesuffix("_demo")).replace("_", " ")
+        sentence = sentence_of(stem.removesuffix("_demo"))
     if not sentence:
         raise DatasetError(
             f"{path}: expected a 'language_instruction' in 'problem_info', got none; give one with --task"
