@@ -1,0 +1,1 @@
+"""WorldVLA: one autoregressive transformer over text, image and action ids."""
