@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor, nn
 
 from wamkit.draws import TrainingDraws
@@ -78,23 +78,25 @@ class ActionChunk:
 class EncodedWindows:
     """What frozen codecs make of some windows' frames and sentences, computed earlier.
 
-    Axes: `q` is the posterior's mean and, for codecs that have one, its standard deviation; `k y x` is a latent.
+    Axes: `q` is the posterior's mean and, for codecs that have one, its standard deviation; `k y x` is a latent. Codecs
+    that give token ids have `q` and `k` of 1.
 
     Args:
         context: each remembered frame on its own.
-        future: each future clip as one video, or `None` when a stage does not read it.
-        text: embedded sentences.
+        future: each future clip as one video, or its frames on their own, as the codec has it; `None` when a stage does
+            not read it.
+        text: embedded sentences; `None`, as are the next three, when the family keeps none.
         text_mask: which tokens belong to them.
         empty_text: the embedded empty sentence.
         empty_mask: its tokens.
     """
 
-    context: Float[Tensor, "b v t q k y x"]
-    future: Float[Tensor, "b v q k f y x"] | None
-    text: Float[Tensor, "b l d"]
-    text_mask: Bool[Tensor, "b l"]
-    empty_text: Float[Tensor, "1 l d"]
-    empty_mask: Bool[Tensor, "1 l"]
+    context: Num[Tensor, "b v t q k y x"]
+    future: Num[Tensor, "b v q k f y x"] | None
+    text: Float[Tensor, "b l d"] | None = None
+    text_mask: Bool[Tensor, "b l"] | None = None
+    empty_text: Float[Tensor, "1 l d"] | None = None
+    empty_mask: Bool[Tensor, "1 l"] | None = None
 
     def to(self, device: torch.device | str) -> EncodedWindows:
         """The same on `device`."""
@@ -108,8 +110,8 @@ class EncodedWindows:
             self,
             context=self.context[rows],
             future=None if self.future is None else self.future[rows],
-            text=self.text[rows],
-            text_mask=self.text_mask[rows],
+            text=None if self.text is None else self.text[rows],
+            text_mask=None if self.text_mask is None else self.text_mask[rows],
         )
 
 

@@ -214,7 +214,7 @@ def test_sentences_that_the_cache_lacks_are_named(dataset: Path, cache: Path) ->
     source = LeRobotDataset(dataset)
     encoded = EncodedDataset(cache, recipe._purpose(run, recipe.open_data(run), source.robot))
     rows = torch.zeros(1, 2, dtype=torch.int64).numpy()
-    wanted = {"episodes": [0], "context": rows, "current": rows[:, 0], "need_future": False}
+    wanted = {"episodes": [0], "context": rows, "current": rows[:, 0], "future": None}
     assert encoded.windows(task=[source.episodes[0].task], **wanted).context.shape == (1, 2, 2, 1, 8, 2, 2)
     with pytest.raises(ValueError, match="no sentence 'fold the towel'"):
         encoded.windows(task=["fold the towel"], **wanted)

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from torch import Tensor
 
 _LISTED = 6
@@ -148,6 +148,27 @@ class TextEncoder(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes what `load` of the same class needs (a reference, where the weights are large and public)."""
+        ...
+
+
+@runtime_checkable
+class CacheEncoder(Protocol):
+    """What a cache of a dataset keeps: all that a family's frozen codecs make of its frames and sentences.
+
+    Axis `q` holds what is known of each number `k y x`: mean and standard deviation of a posterior, or itself alone.
+    Floats are kept as a run asks; whole numbers, which are token ids, as int16.
+    """
+
+    def encode_frames(self, frames: UInt8[Tensor, "n h w c"]) -> Num[Tensor, "n q k y x"]:
+        """Each frame on its own."""
+        ...
+
+    def encode_clips(self, clips: UInt8[Tensor, "n t h w c"]) -> Num[Tensor, "n q k f y x"] | None:
+        """Each future as one video; `None`, whatever is given, where it is what its frames are on their own."""
+        ...
+
+    def encode_text(self, sentences: list[str]) -> TextTokens | None:
+        """One row per sentence; `None`, whatever is given, where sentences cost nothing and are not kept."""
         ...
 
 

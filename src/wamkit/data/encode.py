@@ -1,4 +1,4 @@
-"""Make a cache of latents and embedded sentences (`wamkit.data.encoded`), episode by episode.
+"""Make a cache of latents or token ids and embedded sentences (`wamkit.data.encoded`), episode by episode.
 
 An interrupted run is continued by the next. Under a launcher each process encodes its share of the episodes.
 """
@@ -6,10 +6,11 @@ An interrupted run is continued by the next. Under a launcher each process encod
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.atomic import atomic_file
-from wamkit.codecs.base import LatentPosterior, TextEncoder, VideoCodec
-from wamkit.data.encoded import FORMAT, MANIFEST, TEXT, CachePurpose, codecs_digest, episode_path, read_manifest
+from wamkit.codecs.base import CacheEncoder
+from wamkit.data.encoded import (
+    FORMAT,
+    MANIFEST,
+    TEXT,
+    TOKEN_DTYPE,
+    CachePurpose,
+    codecs_digest,
+    episode_path,
+    read_manifest,
+)
 from wamkit.data.images import fit_images
 from wamkit.data.source import EpisodeEntry, EpisodeSource
 from wamkit.data.windows import WindowConfig, current_rows, future_rows
@@ -35,7 +45,7 @@ class EncodingReport:
         folder: the cache.
         episodes: in it.
         encoded: by this call, on all processes; the others were there.
-        num_bytes: of all latents.
+        num_bytes: of all latents or token ids.
     """
 
     folder: Path
@@ -50,8 +60,7 @@ def encode_dataset(
     purpose: CachePurpose,
     windows: WindowConfig,
     *,
-    video_codec: VideoCodec,
-    text_encoder: TextEncoder,
+    encoder: CacheEncoder,
     episodes: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
@@ -66,15 +75,14 @@ def encode_dataset(
         folder: the cache; its `codecs/` already holds the codecs given.
         purpose: recorded, and compared when an interrupted run is continued.
         windows: which rows a future is made of.
-        video_codec: on `device`.
-        text_encoder: on any device.
+        encoder: the codecs, on `device`.
         episodes: to be encoded; all by default.
-        device: where frames are encoded.
+        device: where frames are given to the encoder.
         batch_size: clips encoded at once, and as many frames as those hold.
         progress: called with (episodes of this process done, episodes of this process).
 
     Raises:
-        ValueError: the folder holds a cache made for something else.
+        ValueError: the folder holds a cache made for something else, or token ids are too large for int16.
         BlockingIOError: another process encodes into the folder.
         OSError: not enough room, said before anything is encoded; or writing failed.
     """
@@ -87,27 +95,29 @@ def encode_dataset(
     ]
     if batch_size < 1 or not entries:
         raise ValueError(f"expected batch_size >= 1 and 1 or more episodes, got {batch_size} and {len(entries)}")
-    numbers = _numbers_per_row(video_codec, purpose, device)
-    num_bytes = sum(entry.length for entry in entries) * numbers * getattr(torch, purpose.dtype).itemsize
-    sentences = ["", *sorted({entry.task for entry in dataset.episodes} - {""})]
+    device = torch.device(device)
+    purpose, numbers = _kept_of_a_row(encoder, purpose, windows, device)
+    dtype = getattr(torch, purpose.dtype) if purpose.dtype is not None else TOKEN_DTYPE
+    num_bytes = sum(entry.length for entry in entries) * numbers * dtype.itemsize
     manifest = {
         "format": FORMAT,
         "purpose": purpose.to_dict(),
         "codecs": codecs_digest(folder / "codecs"),
-        "sentences": sentences,
+        "sentences": ["", *sorted({entry.task for entry in dataset.episodes} - {""})],
         "num_bytes": num_bytes,
     }
     with ExitStack() as stack:
         from_rank_zero(lambda: stack.enter_context(FolderLock(folder, doing="encoding into")))
-        from_rank_zero(lambda: _begin(folder, purpose, manifest, num_bytes, text_encoder))
+        manifest = from_rank_zero(lambda: _begin(folder, purpose, manifest, encoder))
+        has_clips = purpose.num_future is not None
         todo = [entry for entry in entries if not episode_path(folder, entry.index).is_file()]
         gathered(len(todo))  # nobody writes before all have looked
         own = todo[rank() :: world_size()]
         for done, entry in enumerate(own):
             frames = _frames(dataset, entry, purpose)
-            tensors = _encode_episode(frames, entry.length, windows, video_codec, torch.device(device), batch_size)
+            tensors = _encode_episode(frames, entry.length, windows, encoder, device, batch_size, has_clips)
             with atomic_file(episode_path(folder, entry.index)) as partial:
-                save_file({name: tensor.to(getattr(torch, purpose.dtype)) for name, tensor in tensors.items()}, partial)
+                save_file({name: _stored(tensor, dtype) for name, tensor in tensors.items()}, partial)
             if progress is not None:
                 progress(done + 1, len(own))
         gathered(len(own))
@@ -115,9 +125,9 @@ def encode_dataset(
     return EncodingReport(folder=folder, episodes=len(entries), encoded=len(todo), num_bytes=num_bytes)
 
 
-def _begin(
-    folder: Path, purpose: CachePurpose, manifest: dict[str, object], num_bytes: int, text_encoder: TextEncoder
-) -> None:
+def _begin(folder: Path, purpose: CachePurpose, manifest: dict[str, Any], encoder: CacheEncoder) -> dict[str, Any]:
+    """Everything but the episodes, after looking whether they may and can be written; the manifest as it is kept."""
+    num_bytes = manifest["num_bytes"]
     found = read_manifest(folder)
     if found is not None:
         purpose.require(found["purpose"], folder)
@@ -129,31 +139,35 @@ def _begin(
     if there < num_bytes:
         free = shutil.disk_usage(folder).free
         if num_bytes - there > free:
+            halved = ", or data.cache_dtype bfloat16, which takes half" if purpose.dtype == "float32" else ""
             raise OSError(
                 f"the latents take {num_bytes / 1e9:.1f} GB, of which {there / 1e9:.1f} GB are there, and {folder} has "
-                f"{free / 1e9:.1f} GB left; choose another disk, or data.cache_dtype bfloat16, which takes half"
+                f"{free / 1e9:.1f} GB left; choose another disk{halved}"
             )
+    text = encoder.encode_text(manifest["sentences"])
+    kept = manifest if text is not None else {**manifest, "sentences": None}
     if found is None or not found["complete"]:
-        _write_manifest(folder, {**manifest, "complete": False})
-    sentences = manifest["sentences"]
-    assert isinstance(sentences, list)
-    text = text_encoder.encode(sentences)
-    with atomic_file(folder / TEXT) as partial:
-        save_file({"tokens": text.tokens.cpu().contiguous(), "mask": text.mask.cpu().to(torch.uint8)}, partial)
+        _write_manifest(folder, {**kept, "complete": False})
+    if text is not None:
+        with atomic_file(folder / TEXT) as partial:
+            save_file({"tokens": text.tokens.cpu().contiguous(), "mask": text.mask.cpu().to(torch.uint8)}, partial)
+    return kept
 
 
-def _write_manifest(folder: Path, manifest: dict[str, object]) -> None:
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     with atomic_file(folder / MANIFEST) as partial:
         write_json(partial, manifest)
 
 
-def _numbers_per_row(codec: VideoCodec, purpose: CachePurpose, device: torch.device | str) -> int:
-    """Numbers that a row takes: its own frame and its future, for all cameras, at most two each (mean and spread)."""
-    height, width = (side // codec.spatial for side in purpose.image_size)
-    latent_frames = 1 + 1 + (purpose.num_future - 1) // codec.temporal
-    blank = torch.zeros(1, *purpose.image_size, 3, dtype=torch.uint8, device=device)
-    kinds = 1 if codec.posterior_frames(blank).std is None else 2
-    return len(purpose.cameras) * codec.channels * height * width * latent_frames * kinds
+@torch.no_grad()
+def _kept_of_a_row(
+    encoder: CacheEncoder, purpose: CachePurpose, windows: WindowConfig, device: torch.device
+) -> tuple[CachePurpose, int]:
+    """What a cache of this encoder serves, and the numbers that a row takes: its frame and its future, in all views."""
+    blank = torch.zeros(1, windows.chunk, *purpose.image_size, 3, dtype=torch.uint8, device=device)
+    frame, clip = encoder.encode_frames(blank[:, 0]), encoder.encode_clips(blank)
+    served = purpose.served_by(has_clips=clip is not None, has_floats=frame.is_floating_point())
+    return served, len(purpose.cameras) * (frame.numel() + (0 if clip is None else clip.numel()))
 
 
 def _frames(dataset: EpisodeSource, entry: EpisodeEntry, purpose: CachePurpose) -> list[Tensor]:
@@ -174,24 +188,36 @@ def _encode_episode(
     views: Sequence[Tensor],
     length: int,
     windows: WindowConfig,
-    codec: VideoCodec,
+    encoder: CacheEncoder,
     device: torch.device,
     batch_size: int,
+    has_clips: bool,
 ) -> dict[str, Tensor]:
-    """`frames` and `clips` of one episode, see the module of the reader."""
+    """`frames` and, if the encoder has them, `clips` of one episode; see the module of the reader."""
     clip_rows = torch.from_numpy(np.stack([future_rows(length, row, windows) for row in current_rows(length, windows)]))
     frames, clips = [], []
     for view in views:
-        parts = view.split(batch_size * windows.chunk)
-        frames.append(_stacked(codec.posterior_frames(part.to(device)) for part in parts))
-        clips.append(_stacked(codec.posterior_clip(view[rows].to(device)) for rows in clip_rows.split(batch_size)))
-    return {"frames": torch.stack(frames, dim=1), "clips": torch.stack(clips, dim=1)}
+        parts = (encoder.encode_frames(part.to(device)) for part in view.split(batch_size * windows.chunk))
+        frames.append(torch.cat([part.cpu() for part in parts]))
+        if has_clips:
+            futures = (encoder.encode_clips(view[rows].to(device)) for rows in clip_rows.split(batch_size))
+            clips.append(torch.cat([future.cpu() for future in futures if future is not None]))
+    stacked = {"frames": torch.stack(frames, dim=1)}
+    return {**stacked, "clips": torch.stack(clips, dim=1)} if has_clips else stacked
 
 
-def _stacked(posteriors: Iterable[LatentPosterior]) -> Tensor:
-    """`n q k …` on the CPU."""
-    parts = []
-    for posterior in posteriors:
-        kinds = [posterior.mean] if posterior.std is None else [posterior.mean, posterior.std]
-        parts.append(torch.stack(kinds, dim=1).cpu())
-    return torch.cat(parts)
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Token ids or latents as they are kept.
+
+    Raises:
+        ValueError: ids that `dtype` cannot hold.
+    """
+    if not dtype.is_floating_point:
+        least, most = (int(bound) for bound in tensor.aminmax())
+        known = torch.iinfo(dtype)
+        if least < known.min or most > known.max:
+            raise ValueError(
+                f"a cache holds token ids as {known.dtype}, {known.min} to {known.max}; the codec gave {least} to "
+                f"{most}: train from frames with it, or use a smaller codebook"
+            )
+    return tensor.to(dtype)

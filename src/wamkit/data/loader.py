@@ -263,8 +263,8 @@ class WindowLoader:
                 episodes=rows.episode.tolist(),
                 context=rows.context,
                 current=rows.current,
+                future=rows.future if need_future else None,
                 task=[self._entries[at].task for at in rows.position],
-                need_future=need_future,
             )
             return None, None, encoded
         wanted = np.concatenate([rows.context, rows.future], axis=1) if need_future else rows.context

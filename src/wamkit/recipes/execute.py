@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from wamkit.atomic import atomic_folder, complete_folder
-from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
 from wamkit.data.encode import EncodingReport, encode_dataset
@@ -318,8 +317,7 @@ def encode(run: Run) -> EncodingReport:
                 run.data.cache,
                 purpose,
                 _windows(run),
-                video_codec=load_video_codec(codecs / "video", device),
-                text_encoder=load_text_encoder(codecs / "text", device),
+                encoder=family_module(run.model.family).FAMILY.cache_encoder(run.model, codecs, device),
                 episodes=[entry.index for entry in data.wanted.episodes],
                 device=device,
                 progress=bar.show,

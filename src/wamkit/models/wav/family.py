@@ -15,6 +15,7 @@ from torch import Tensor
 from wamkit.codecs.base import LatentPosterior, TextEncoder, TextTokens, VideoCodec
 from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.draws import TrainingDraws
+from wamkit.models.wav.cache import WAVCacheEncoder
 from wamkit.models.wav.config import WAVConfig
 from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.initial import empty_network, initialized
@@ -168,6 +169,24 @@ class WAV:
         return cls.build(config, video, text, network=network, seed=seed)
 
     @classmethod
+    def cache_encoder(cls, config: WAVConfig, codecs: Path, device: torch.device | str) -> WAVCacheEncoder:
+        """What makes a cache of a dataset out of saved codecs.
+
+        Args:
+            config: the configuration that the codecs are for.
+            codecs: what `fit_codecs` or `save_codecs` wrote.
+            device: where they run.
+
+        Raises:
+            FileNotFoundError: no codecs there.
+            ValueError: they are damaged.
+        """
+        return WAVCacheEncoder(
+            video_codec=load_video_codec(codecs / "video", device),
+            text_encoder=load_text_encoder(codecs / "text", device),
+        )
+
+    @classmethod
     def read_config(cls, data: dict[str, Any]) -> WAVConfig:
         """The configuration in a policy folder; it holds itself to the folder's spec with `check_spec`.
 
@@ -313,6 +332,8 @@ class WAV:
         future = None
         if encoded.future is not None:
             future = _posterior(rearrange(encoded.future, "b v q k f y x -> q (b v) k f y x"))
+        assert encoded.text is not None and encoded.text_mask is not None, "WAV's caches hold text"
+        assert encoded.empty_text is not None and encoded.empty_mask is not None
         text = TextTokens(tokens=encoded.text, mask=encoded.text_mask)
         return memory, future, text, TextTokens(tokens=encoded.empty_text, mask=encoded.empty_mask)
 
