@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import shutil
@@ -211,9 +210,11 @@ def _windows(run: Run) -> WindowConfig:
         action_horizon=run.model.action_horizon,
         sample_n_frames=run.data.sample_n_frames,
         pick=run.data.pick,
-        spacing=run.execution_horizon if run.data.pick == "spaced" else 1,
+        spacing=(run.model.context_stride or run.execution_horizon) if run.data.pick == "spaced" else 1,
         action_offset=run.data.action_offset,
         first_row=run.data.first_row,
+        future_stride=run.model.future_stride,
+        whole=run.model.whole_windows,
     )
 
 
@@ -383,7 +384,7 @@ def _purpose(run: Run, data: TrainingData, robot: RobotSpec) -> CachePurpose:
         image_size=(run.model.image_size, run.model.image_size),
         preprocess=run.data.preprocess,
         windows=_windows(run),
-        codec=dataclasses.asdict(run.model.codec) | {"channels": run.model.network.latent_channels},
+        codec=run.model.codec_record(),
         dtype=run.data.cache_dtype,
     )
 
