@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 
 from wamkit.checkpoint import read_policy
 from wamkit.data.actions import ActionTransform
@@ -250,6 +251,93 @@ def test_a_policy_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert loaded.fingerprint == read_policy(tmp_path / "policy").fingerprint != ""
     for ours, theirs in zip(run(policy, [0], [2]), run(loaded, [0], [2]), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+class Watched:
+    """A family object that notes what its control steps are given.
+
+    Args:
+        model: the family object.
+    """
+
+    def __init__(self, model: WAV) -> None:
+        self.model, self.network = model, model.network
+        self.memories: list[torch.Tensor] = []
+        self.known: list[list[list[bool]] | None] = []
+
+    def encode_frames(self, video: torch.Tensor) -> torch.Tensor:
+        """Frames as they are, so that a memory can be read."""
+        return rearrange(video, "b v t h w c -> b v c t h w")
+
+    def control_step(self, memory: torch.Tensor, *told: Any, known: torch.Tensor | None, **options: Any) -> Any:
+        self.memories.append(rearrange(memory, "b v c t h w -> b t v h w c"))
+        self.known.append(None if known is None else known.tolist())
+        latents = self.model.encode_frames(rearrange(memory, "b v c t h w -> b v t h w c"))
+        return self.model.control_step(latents, *told, known=known, **options)
+
+    def save_codecs(self, folder: Path) -> None:
+        raise AssertionError("not saved")
+
+
+def watched(stride: int | None, num_context: int = 2, **options: Any) -> tuple[Policy, Watched]:
+    policy = make_policy(config=dataclasses.replace(CONFIG, num_context=num_context))
+    model = Watched(policy.model)
+    spec = dataclasses.replace(policy.spec, context_stride=stride)
+    return Policy(model, spec, policy.transforms, num_steps=2, **options), model
+
+
+def test_a_memory_with_a_stride_holds_the_frames_that_were_told() -> None:
+    policy, model = watched(stride=1)
+    policy.reset([0, 1], seeds=[1, 2])
+    act(policy, [0, 1], [0, 10])
+    policy.remember([1], video=VIDEO[[13]], executed=[3])
+    assert policy.num_known([0, 1, 9], executed=[4, 1, 0]) == [1, 2, 1]
+    policy.act([0, 1], **(inputs([4, 14]) | {"executed": [4, 1]}))
+    assert model.known == [[[False, True]] * 2, [[False, True], [True, True]]]
+    assert torch.equal(model.memories[0], VIDEO[torch.tensor([[0, 0], [10, 10]])])
+    assert torch.equal(model.memories[1], VIDEO[torch.tensor([[4, 4], [13, 14]])])
+
+
+def test_a_memory_of_calls_tells_what_it_has_seen() -> None:
+    policy, model = watched(stride=None, num_context=3)
+    policy.reset([0], seeds=[1])
+    for row in (0, 4, 8):
+        act(policy, [0], [row], executed=4)
+    assert model.known == [[[False, False, True]], [[False, True, True]], [[True, True, True]]]
+    assert torch.equal(model.memories[-1], VIDEO[torch.tensor([[0, 4, 8]])])
+
+
+@pytest.mark.usefixtures("types_unchecked")  # a wrong shape is to reach the policy
+def test_a_prediction_is_told_which_frames_were_seen() -> None:
+    policy, model = watched(stride=1)
+    observation = Observation(
+        video=VIDEO[[4, 8]].transpose(0, 1)[None], state=torch.from_numpy(EPISODE.state[[8]]), task=[EPISODE.task]
+    )
+    policy.predict(observation, keys=[(0,)])
+    policy.predict(dataclasses.replace(observation, known=torch.tensor([[False, True]])), keys=[(0,)])
+    assert model.known == [None, [[False, True]]]
+    for known in ([[True, False]], [[True]], [[True, True], [True, True]]):
+        with pytest.raises(ValueError, match="expected known to say of 1 x 2 frames whether they were seen"):
+            policy.predict(dataclasses.replace(observation, known=torch.tensor(known)), keys=[(0,)])
+
+
+def test_a_threshold_has_no_effect_beside_a_stride() -> None:
+    with pytest.raises(ValueError, match=r"memory_threshold 2 has no effect on this policy, .* 3 control steps apart"):
+        watched(stride=3, memory_threshold=2)
+
+
+def test_frames_that_cannot_be_remembered_leave_the_memory_as_it_was() -> None:
+    policy, model = watched(stride=1)
+    policy.reset([0], seeds=[1])
+    act(policy, [0], [0])
+    for wrong, message in (
+        ({"video": VIDEO[[3]], "executed": [-1]}, "0 or more"),
+        ({"video": VIDEO[[3], :1], "executed": [3]}, "expected video of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.remember([0], **wrong)  # type: ignore[arg-type]
+    act(policy, [0], [1], executed=1)
+    assert torch.equal(model.memories[-1], VIDEO[torch.tensor([[0, 1]])])
 
 
 def test_wrong_input_is_explained() -> None:

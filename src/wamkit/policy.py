@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wamkit.checkpoint import PolicyFiles, read_policy, write_policy
@@ -79,7 +79,7 @@ class Policy:
         transforms: normalisation.
         planner: how initial noise is chosen; `None` draws it.
         num_steps: Euler steps of the decoder.
-        memory_threshold: executed actions per shift of the observation memory.
+        memory_threshold: executed actions per shift of the observation memory, where the spec has no `context_stride`.
         video_guidance: classifier-free guidance of imagined frames by the sentence; 1 is off. Actions know none.
         max_rows: imagined videos computed at once, which bounds memory.
         fingerprint: identity of the weights, for records.
@@ -110,6 +110,11 @@ class Policy:
             raise ValueError(
                 f"expected video_guidance of 0 or more and max_rows of 1 or more, got {video_guidance} and {max_rows}"
             )
+        if spec.context_stride is not None and memory_threshold != 1:
+            raise ValueError(
+                f"memory_threshold {memory_threshold} has no effect on this policy, whose memory holds frames "
+                f"{spec.context_stride} control steps apart; leave it out"
+            )
         self.model = model
         self.spec = spec
         self.transforms = transforms
@@ -128,7 +133,7 @@ class Policy:
             ValueError: not one seed for each slot.
         """
         for slot, seed in zip(slots, seeds, strict=True):
-            memory = ObservationMemory(self.spec.num_context, self.memory_threshold)
+            memory = ObservationMemory(self.spec.num_context, self.memory_threshold, stride=self.spec.context_stride)
             self._slots[slot] = _Slot(memory=memory, seed=seed)
 
     def forget(self, slots: Sequence[int]) -> None:
@@ -152,13 +157,17 @@ class Policy:
     def remember(self, slots: Sequence[int], *, video: UInt8[Tensor, "b v h w c"], executed: Sequence[int]) -> None:
         """Take frames into the slots' memories without acting, as when a robot tells what happened in between.
 
+        A policy whose spec has a `context_stride` remembers frames that are told exactly so many control steps before
+        the newest one, see `ObservationMemory`; other frames do no harm.
+
         Args:
             slots: each was `reset` before.
             video: newest frame of every camera, in the spec's camera order.
-            executed: actions executed since what the slot remembers last.
+            executed: actions executed since the slot was told of a frame last.
 
         Raises:
-            ValueError: a slot that was never reset, or frames that do not fit the spec.
+            ValueError: a slot that was never reset, or frames that do not fit the spec. As after every error, the
+                slots are as before the call.
         """
         state = torch.zeros(len(slots), len(self.spec.robot.state))
         self._check(slots, video, state, [""] * len(slots), executed)
@@ -166,6 +175,17 @@ class Policy:
         for row, (slot, count) in enumerate(zip(slots, executed, strict=True)):
             before = self._slots[slot]
             self._slots[slot] = dataclasses.replace(before, memory=before.memory.added(frames[row, :, :, 0], count))
+
+    def num_known(self, slots: Sequence[int], *, executed: Sequence[int]) -> list[int]:
+        """Frames that each slot's memory would hold in a call now, the newest among them; 1 for a slot without one.
+
+        Args:
+            slots: robots.
+            executed: see `act`.
+        """
+        none, counts = ObservationMemory(self.spec.num_context), zip(slots, executed, strict=True)
+        memories = [(self._slots[slot].memory if slot in self._slots else none, count) for slot, count in counts]
+        return [memory.added(torch.zeros(()), count).num_known for memory, count in memories]
 
     def varied(self, *, planner: PlannerConfig | None, num_steps: int) -> Policy:
         """The same policy, with the same robots in its slots, that plans or decodes in another way.
@@ -205,7 +225,7 @@ class Policy:
             video: newest frame of every camera, in the spec's camera order.
             state: physical units.
             task: one sentence per robot.
-            executed: actions executed since the slot's previous call.
+            executed: actions executed since the slot's previous call, or since a frame that it was told to `remember`.
             record: also return what was imagined.
 
         Raises:
@@ -256,7 +276,8 @@ class Policy:
             slot.memory.added(frames[row, :, :, 0], executed[row])  # newest frame, without its time axis
             for row, slot in enumerate(before)
         ]
-        control = self._open(torch.stack([memory.stack(dim=2) for memory in memories]), state, task)
+        stacked = torch.stack([memory.stack(dim=2) for memory in memories])
+        control = self._open(stacked, state, task, torch.tensor([memory.known for memory in memories]))
         draws = SeededDraws(keys=[(slot.seed, slot.calls) for slot in before], device=device)
         encoded = clock(device)
         chosen = self._plan(control, draws, [slot.searched for slot in before])
@@ -303,7 +324,8 @@ class Policy:
 
         Args:
             observation: `spec.num_context` frames of every camera, the newest last, of the robot's size or already of
-                the model's (`seen`, imagined frames); the newest frame's state, in physical units; a sentence each.
+                the model's (`seen`, imagined frames), and which of them were seen; the newest frame's state, in
+                physical units; a sentence each.
             keys: what each row's draws follow from, for instance (seed of the episode, number of the call).
 
         Raises:
@@ -319,10 +341,11 @@ class Policy:
                 f"expected {self.spec.num_context} frames of every camera and a key for each observation, got video of "
                 f"shape {tuple(observation.video.shape)} and {len(keys)} keys"
             )
+        _check_known(observation.known, (len(keys), self.spec.num_context))
         self._check_inputs(observation.video[:, :, -1], observation.state, observation.task, fitted=True)
         device = self._device()
         memory = self.model.encode_frames(self.seen(observation.video.to(device)))
-        control = self._open(memory, observation.state, observation.task)
+        control = self._open(memory, observation.state, observation.task, observation.known)
         draws = SeededDraws(keys=keys, device=device)
         chosen = self._plan(control, draws)
         sampled = control.sample(draws, chosen, imagine=True, guidance=self.video_guidance)
@@ -338,9 +361,12 @@ class Policy:
         """Camera frames as the model sees them: of the size and in the way of training; imagined frames are alike."""
         return fit_video(video, size=self.spec.image_size, preprocess=self.spec.preprocess)
 
-    def _open(self, memory: Tensor, state: Tensor, task: Sequence[str]) -> Decoder:
+    def _open(self, memory: Tensor, state: Tensor, task: Sequence[str], known: Bool[Tensor, "b t"] | None) -> Decoder:
         normalized = self.transforms.state.normalize(state.to(memory.device))
-        return self.model.control_step(memory, normalized, list(task), self.num_steps, max_rows=self.max_rows)
+        known = None if known is None else known.to(memory.device)
+        return self.model.control_step(
+            memory, normalized, list(task), self.num_steps, max_rows=self.max_rows, known=known
+        )
 
     def _plan(
         self, control: Decoder, draws: SeededDraws, previous: Sequence[Distributions | None] | None = None
@@ -423,6 +449,17 @@ class Policy:
             statistics=self.transforms.to_dict(),
             training=training,
             write_codecs=self.model.save_codecs,
+        )
+
+
+def _check_known(known: Tensor | None, shape: tuple[int, int]) -> None:
+    """Refuse what no memory says of its frames."""
+    if known is None:
+        return
+    if known.shape != shape or not known[:, -1].all() or (known[:, :-1] & ~known[:, 1:]).any():
+        raise ValueError(
+            f"expected known to say of {shape[0]} x {shape[1]} frames whether they were seen, as are all from one of them "
+            f"to the newest, got {known.tolist()}"
         )
 
 

@@ -28,11 +28,14 @@ class Observation:
         video: uint8 at the edge, the newest frame last; its length is the policy's context.
         state: proprioception; physical units at the edge, normalised inside a policy.
         task: one sentence per batch element.
+        known: which frames were really seen, the newest always; the others only fill the memory of an episode that has
+            not lasted that long. `None`: all of them.
     """
 
     video: UInt8[Tensor, "b v t h w c"]
     state: Float[Tensor, "b s"]
     task: list[str]
+    known: Bool[Tensor, "b t"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +271,20 @@ class Acting(Protocol):
         ...
 
     def control_step(
-        self, memory: Tensor, state: Float[Tensor, "b s"], task: list[str], num_steps: int, *, max_rows: int = 32
+        self,
+        memory: Tensor,
+        state: Float[Tensor, "b s"],
+        task: list[str],
+        num_steps: int,
+        *,
+        max_rows: int = 32,
+        known: Bool[Tensor, "b t"] | None = None,
     ) -> Decoder:
-        """Encoded observations, to be searched over and decoded; at most `max_rows` imagined videos at once."""
+        """Encoded observations, to be searched over and decoded; at most `max_rows` imagined videos at once.
+
+        `known` says which frames of the memory were really seen, see `Observation`; a family whose memory is always
+        full has no use for it.
+        """
         ...
 
     def save_codecs(self, folder: Path) -> None: ...
@@ -283,6 +297,8 @@ class ActingPolicy(Protocol):
     `reset` starts a new episode in each slot, with a seed from which every draw of that episode follows. `act` takes
     the newest frame of each slot, extends its memory, and gives a chunk in physical units; `executed` counts the
     actions run since the slot's previous call. Rows of the result follow `slots`.
+
+    A policy whose spec has a `context_reach` is a `RememberingPolicy` too.
     """
 
     spec: PolicySpec
@@ -299,3 +315,15 @@ class ActingPolicy(Protocol):
         executed: Sequence[int],
         record: bool = False,
     ) -> ActionChunk: ...
+
+
+
+@runtime_checkable
+class RememberingPolicy(ActingPolicy, Protocol):
+    """A policy that can be told what its robots saw between two calls.
+
+    `remember` takes one frame of each slot into its memory and gives nothing; `executed` counts the actions run since
+    the slot was told of a frame last, by `remember` or `act`, and so does that of the `act` after it.
+    """
+
+    def remember(self, slots: Sequence[int], *, video: UInt8[Tensor, "b v h w c"], executed: Sequence[int]) -> None: ...

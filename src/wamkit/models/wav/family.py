@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wamkit.codecs.base import LatentPosterior, TextEncoder, TextTokens, VideoCodec
@@ -352,6 +352,7 @@ class WAV:
         num_steps: int,
         *,
         max_rows: int = 32,
+        known: Bool[Tensor, "b t"] | None = None,
     ) -> WAVControl:
         """Encode what does not change while one chunk is planned and decoded.
 
@@ -361,6 +362,7 @@ class WAV:
             task: one sentence per row.
             num_steps: Euler steps.
             max_rows: imagined videos computed at once.
+            known: not read; as in training, frames that only fill the memory are frames like others.
         """
         token = None
         if self.config.has_state_token:
