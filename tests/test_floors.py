@@ -25,6 +25,7 @@ FLOORS = (
         "trace",
         "versions",
         "weight_files",
+        "weight_findings",
         "typed",
     ),
     ("flow", "masks", "twohot", "parallel", "device", "nn"),

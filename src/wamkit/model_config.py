@@ -129,10 +129,13 @@ class ModelConfig(ABC):
             tasks=tasks,
             image_size=None if preprocess == "exact" else (self.image_size, self.image_size),
             preprocess=preprocess,
+            context_stride=self.context_stride,
         )
 
     def check_spec(self, spec: PolicySpec) -> None:
         """Refuse a spec that says other sizes than this configuration.
+
+        A model that does not say how far apart its memory frames are takes them as the spec says.
 
         Args:
             spec: of a policy around a model of this configuration.
@@ -141,12 +144,14 @@ class ModelConfig(ABC):
             ValueError: naming each size that differs.
         """
         robot = spec.robot
+        stride = spec.context_stride if self.context_stride is None else self.context_stride
         seen = [spec.image_size] if spec.image_size else [(camera.height, camera.width) for camera in robot.cameras]
         sizes: dict[str, tuple[Any, Any]] = {
             "cameras (num_views)": (self.num_views, len(robot.cameras)),
             "state channels (state_dim)": (self.state_dim, len(robot.state)),
             "action channels (action_dim)": (self.action_dim, len(robot.action)),
             "frames of memory (num_context)": (self.num_context, spec.num_context),
+            "control steps between two of them (context_stride)": (stride, spec.context_stride),
             "actions in a chunk (action_horizon)": (self.action_horizon, spec.action_horizon),
             "pixels of each picture (image_size)": ([(self.image_size, self.image_size)] * len(seen), seen),
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,18 @@ from wamkit.data.actions import ActionTransform
 from wamkit.data.stats import Statistics, feature_statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.vectors import Transforms
+from wamkit.model_config import ModelConfig
 from wamkit.models import family_module
 from wamkit.planning.config import PlannerConfig
 from wamkit.policy import Policy
-from wamkit.spec import PolicySpec, RobotSpec
+from wamkit.spec import RobotSpec
 from wamkit.types import Batch
 
 NUM_CLIPS = 3  # that codecs are fitted to
 
 
 def untrained_policy(
-    config: Any,
+    config: ModelConfig,
     robot: RobotSpec,
     *,
     execution_horizon: int,
@@ -51,14 +51,10 @@ def untrained_policy(
     """
     camera, side = robot.cameras[0], config.image_size
     is_exact = (camera.height, camera.width) == (side, side)
-    spec = PolicySpec(
-        family=config.family,
-        robot=robot,
-        num_context=config.num_context,
-        action_horizon=config.action_horizon,
+    spec = config.spec_for(
+        robot,
         execution_horizon=execution_horizon,
         normalization="minmax",
-        image_size=None if is_exact else (side, side),
         preprocess="exact" if is_exact else "resize",
     )
     config.check_spec(spec)
@@ -79,7 +75,7 @@ def untrained_policy(
     return Policy(model, spec, transforms, planner=planner, num_steps=num_steps)
 
 
-def _clouds(config: Any) -> Batch:
+def _clouds(config: ModelConfig) -> Batch:
     """Windows of soft coloured shapes, which are nearer to pictures than noise is."""
     draws = torch.Generator().manual_seed(0)
     side = config.image_size

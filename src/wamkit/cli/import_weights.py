@@ -61,8 +61,7 @@ def run(options: Options) -> int:
     from wamkit.recipes.import_weights import import_policy, read_robot
 
     if options.codecs is not None:
-        codec = dataclasses.replace(recipe.model.codec, pretrained=str(options.codecs))
-        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, codec=codec))
+        recipe = dataclasses.replace(recipe, model=recipe.model.with_pretrained(str(options.codecs)))
     folder = import_policy(
         options.weights,
         options.output,

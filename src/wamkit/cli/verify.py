@@ -6,11 +6,9 @@ import dataclasses
 import json as jsonlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
-
-from wamkit.models.wav.load_policy import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +35,12 @@ class Weights:
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A safetensors file, an index of shards, or a folder with either."""
-    model: Literal["libero", "dualarm", "small", "tiny"] | Path = "libero"
-    """Size, or a policy folder whose configuration is taken."""
-    profile: Profile | None = None
-    """What kind of weights they should be; by default what their names look like."""
+    family: str = "wav"
+    """Family of models whose sizes are meant."""
+    model: str | None = None
+    """Size of the family, or a policy folder, which says its own family; by default the published size."""
+    profile: str | None = None
+    """What kind of weights they should be, by the family's names; by default what they look like."""
     may_resize: tuple[str, ...] = ()
     """Modules of other shapes that would start fresh, beside those of the profile."""
     read: bool = False
@@ -79,7 +79,12 @@ def _weights(options: Weights) -> int:
     from wamkit.verify_weights import inspect_weights
 
     found = inspect_weights(
-        options.path, options.model, profile=options.profile, may_resize=options.may_resize, read=options.read
+        options.path,
+        options.model,
+        family=options.family,
+        profile=options.profile,
+        may_resize=options.may_resize,
+        read=options.read,
     )
     if options.json:
         print(jsonlib.dumps(dataclasses.asdict(found), indent=2, default=str))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from wamkit.recipes.run import Run
 
 CODECS = "codecs"
 MADE_FOR = "made_for.json"
-_LOSS_WEIGHTS = ("video_weight", "value_weight", "action_weight")
 
 
 def check_run(run: Run) -> None:
@@ -39,8 +39,7 @@ def check_run(run: Run) -> None:
     names = [stage.name for stage in run.stages]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected one or more stages with distinct names, got {names}")
-    experts = {"value": run.model.network.value, "action": run.model.network.action}
-    parts = ["video", *(part for part, expert in experts.items() if expert is not None)]
+    parts = list(run.model.parts)
     for number, stage in enumerate(run.stages):
         unknown = [part for part in stage.train if part not in parts]
         if unknown:
@@ -48,9 +47,8 @@ def check_run(run: Run) -> None:
                 f"stages.{number}.train of stage {stage.name!r}: expected some of the model's parts {parts}, got "
                 f"{unknown}; choose among those"
             )
-        for name in _LOSS_WEIGHTS:
-            weight = getattr(stage.objective, name)
-            _require(f"stages.{number}.objective.{name}", math.isfinite(weight), "a finite number", weight)
+        for setting, value in _floats(stage.objective, f"stages.{number}.objective"):
+            _require(setting, math.isfinite(value), "a finite number", value)
 
 
 def _check_data(run: Run) -> None:
@@ -108,6 +106,16 @@ def require_own_folder(folder: Path, *, setting: str, mark: str, roots: Sequence
             f"expected {setting} to be a new or empty folder, or one to continue, {folder} holds other things "
             f"({', '.join(others[:6])}); choose another folder"
         )
+
+
+def _floats(settings: Any, where: str) -> Iterator[tuple[str, float]]:
+    """Names and values of the numbers in a dataclass and in those that it holds."""
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _floats(value, f"{where}.{item.name}")
+        elif isinstance(value, float):
+            yield f"{where}.{item.name}", value
 
 
 def _require(setting: str, is_right: bool, expected: str, got: Any) -> None:

@@ -26,17 +26,13 @@ from wamkit.data.windows import WindowConfig
 from wamkit.device import choose_device
 from wamkit.draws import seeded
 from wamkit.models import family_module
-from wamkit.models.wav.initial import empty_network
-from wamkit.models.wav.layouts import open_weights
-from wamkit.models.wav.load_policy import PROFILES
-from wamkit.models.wav.weights import check_fit
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
 from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
 from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
 from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_statistics
 from wamkit.recipes.run import Run
-from wamkit.spec import PolicySpec, RobotSpec
+from wamkit.spec import RobotSpec
 from wamkit.training.prefetch import BatchSource, drawing_processes
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
@@ -116,16 +112,12 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     validate = None
     if run.validation.every:
         validate = _validation(run, model, _loader(run, data.validation, robot, transforms, encoded), device)
-    spec = PolicySpec(
-        family=run.model.family,
-        robot=robot,
-        num_context=run.model.num_context,
-        action_horizon=run.model.action_horizon,
+    spec = run.model.spec_for(
+        robot,
         execution_horizon=run.execution_horizon,
         normalization=run.data.normalization,
-        tasks=tuple(sorted({episode.task for episode in data.chosen.episodes})),
-        image_size=None if run.data.preprocess == "exact" else (run.model.image_size, run.model.image_size),
         preprocess=run.data.preprocess,
+        tasks=tuple(sorted({episode.task for episode in data.chosen.episodes})),
     )
     policy = Policy(model, spec, transforms)
 
@@ -189,7 +181,7 @@ def _initial(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: by their headers they do not fit the model.
+        ValueError: an unknown profile, or by their headers they do not fit the model.
     """
     initial = run.initial
     if initial.path == Path():
@@ -198,9 +190,9 @@ def _initial(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     record = {"initial": {"name": name, "profile": initial.profile, "may_resize": list(initial.may_resize)}}
     if from_rank_zero(lambda: has_checkpoint(run.output)):
         return {}, record
-    policy = PROFILES[initial.profile].allowing(initial.may_resize)
-    check_fit(empty_network(run.model.network), open_weights(initial.path), source=str(initial.path), policy=policy)
-    return {"initial": initial.path, "profile": initial.profile, "may_resize": initial.may_resize}, record
+    kind = {"profile": initial.profile, "may_resize": initial.may_resize}
+    family_module(run.model.family).FAMILY.check_initial(run.model, initial.path, **kind)
+    return {"initial": initial.path, **kind}, record
 
 
 def _windows(run: Run) -> WindowConfig:
@@ -432,7 +424,7 @@ def _fitted_codecs(
     else:
         with atomic_folder(folder) as partial:
             batches = []
-            if run.model.codec.video == "patch":  # others are pretrained
+            if run.model.fits_codecs:  # others are pretrained
                 loader = make_loader()
                 batches = [loader.batch(step) for step in range(CODEC_BATCHES)]
             family_module(run.model.family).FAMILY.fit_codecs(

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from wamkit.checkpoint import write_policy
-from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.data.actions import ActionTransform
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import Statistics
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.vectors import Transforms
-from wamkit.models.wav.family import WAV
-from wamkit.models.wav.initial import empty_network
-from wamkit.models.wav.layouts import open_weights
-from wamkit.models.wav.weights import load_weights
+from wamkit.models import family_module
 from wamkit.recipes.published_robots import ROBOTS
 from wamkit.recipes.run import Run
-from wamkit.spec import PolicySpec, RobotSpec
+from wamkit.spec import RobotSpec
 from wamkit.training.stage import plain
 
 
@@ -38,10 +35,10 @@ def import_policy(
     """Write a policy folder around weights that are there.
 
     Args:
-        weights: every tensor of the network, in any form that `layouts.open_weights` reads.
+        weights: every tensor of the network, in any layout that the model's family reads.
         output: folder to make.
-        run: how the weights were trained: model, normalisation, action type, action offset; `model.codec.pretrained`
-            names the codecs' folder.
+        run: how the weights were trained: model (which names its pretrained codecs' folder), normalisation, action
+            type, action offset.
         robot: whose policy it is; its pictures are brought to the model's size as `run.data.preprocess` says.
         statistics: of `action`, `state` and, for a model with values, `value`.
         dtype: type of the stored weights; float32 when `None`.
@@ -58,37 +55,28 @@ def import_policy(
         raise FileExistsError(f"expected a new folder for the policy, {output} is there; remove it or choose another")
     model = run.model
     transforms = _transforms(run, robot, statistics)
-    network = empty_network(model.network)
-    report = load_weights(network, open_weights(weights), source=str(weights), dtype=dtype)
-    size = (model.image_size, model.image_size)
-    spec = PolicySpec(
-        family=model.family,
-        robot=robot,
-        num_context=model.num_context,
-        action_horizon=model.action_horizon,
+    spec = model.spec_for(
+        robot,
         execution_horizon=run.execution_horizon,
         normalization=run.data.normalization,
-        image_size=None if run.data.preprocess == "exact" else size,
         preprocess=run.data.preprocess,
     )
-
-    def write_codecs(folder: Path) -> None:
-        WAV.fit_codecs(model, [], torch.Generator(), folder)
-        video, text = load_video_codec(folder / "video"), load_text_encoder(folder / "text")
-        WAV.build(model, video, text, network=network)  # refuses codecs of other sizes
-
+    family = family_module(model.family).FAMILY
+    with tempfile.TemporaryDirectory() as codecs:
+        family.fit_codecs(model, [], torch.Generator(), Path(codecs))
+        imported = family.create(model, Path(codecs), seed=0, initial=weights, dtype=dtype)
     return write_policy(
         output,
         family=model.family,
-        network=network,
+        network=imported.network,
         config=model.to_dict(),
         spec=spec,
         statistics=transforms.to_dict(),
         training={
-            "imported_from": {"name": weights.resolve().name, "tensors": report.loaded},
+            "imported_from": {"name": weights.resolve().name, "tensors": len(imported.network.state_dict())},
             "recipe": {"data": plain(dataclasses.replace(run.data, root=Path()))},
         },
-        write_codecs=write_codecs,
+        write_codecs=imported.save_codecs,
     )
 
 

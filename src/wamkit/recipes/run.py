@@ -81,7 +81,8 @@ class InitialWeights:
     Args:
         path: a safetensors file, an index of shards, or a folder with either; a policy folder is one. Without it all
             weights are fresh.
-        profile: what kind of weights they are, which says what they may lack.
+        profile: what kind of weights they are, by the names of the model's family, which says what they may lack; WAV:
+            exact, ltx, ge_base, ge_act, wav_video, wav_value.
         may_resize: modules whose tensors may differ in shape and then start fresh, beside those of the profile.
     """
 

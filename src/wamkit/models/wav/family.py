@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -16,11 +16,12 @@ from wamkit.codecs.base import LatentPosterior, TextEncoder, TextTokens, VideoCo
 from wamkit.codecs.load import load_text_encoder, load_video_codec
 from wamkit.draws import TrainingDraws
 from wamkit.models.wav.cache import WAVCacheEncoder
-from wamkit.models.wav.config import WAVConfig
+from wamkit.models.wav.config import SIZES, WAVConfig
 from wamkit.models.wav.control import ControlStep
 from wamkit.models.wav.initial import empty_network, initialized
+from wamkit.models.wav.inspection import check_initial, inspect_weights
 from wamkit.models.wav.layouts import open_weights
-from wamkit.models.wav.load_policy import PROFILES, Profile
+from wamkit.models.wav.load_policy import chosen_policy
 from wamkit.models.wav.losses import EncodedBatch, losses
 from wamkit.models.wav.model import TextContext, WAVTransformer, part_of
 from wamkit.models.wav.objective import WAVObjective
@@ -28,6 +29,7 @@ from wamkit.models.wav.validation import WindowErrors, window_errors
 from wamkit.models.wav.weights import load_weights
 from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import Batch, ChosenNoise, Draws, Sampled
+from wamkit.weight_findings import Findings
 
 MAX_SENTENCES = 64  # kept keys and values; at full size a sentence takes 29 MB in bf16
 
@@ -42,6 +44,8 @@ class WAV:
         video_codec: frozen.
         text_encoder: frozen.
     """
+
+    SIZES: ClassVar[Mapping[str, Callable[[], WAVConfig]]] = SIZES
 
     config: WAVConfig
     network: WAVTransformer
@@ -143,8 +147,9 @@ class WAV:
         *,
         seed: int,
         initial: Path | None = None,
-        profile: Profile = "exact",
+        profile: str = "exact",
         may_resize: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
     ) -> WAV:
         """A WAV to be trained, behind saved codecs.
 
@@ -155,18 +160,20 @@ class WAV:
             initial: weights to start from; see `layouts.open_weights`.
             profile: what kind of weights those are, which says what they may lack; the seed gives it fresh.
             may_resize: modules of other shapes in them, fresh too.
+            dtype: of the network's values; float32 when `None`.
 
         Raises:
             FileNotFoundError: nothing at `initial`.
-            ValueError: codecs or weights do not fit the configuration.
+            ValueError: an unknown profile, or codecs or weights do not fit the configuration.
         """
-        network = None
-        if initial is not None:
-            network = empty_network(config.network)
-            policy = PROFILES[profile].allowing(may_resize)
-            load_weights(network, open_weights(initial), source=str(initial), policy=policy, seed=seed)
+        network = empty_network(config.network)
+        if initial is None:
+            initialized(network, seed).to(dtype or torch.float32)
+        else:
+            policy = chosen_policy(profile, may_resize)
+            load_weights(network, open_weights(initial), source=str(initial), policy=policy, seed=seed, dtype=dtype)
         video, text = load_video_codec(codecs / "video"), load_text_encoder(codecs / "text")
-        return cls.build(config, video, text, network=network, seed=seed)
+        return cls.build(config, video, text, network=network)
 
     @classmethod
     def cache_encoder(cls, config: WAVConfig, codecs: Path, device: torch.device | str) -> WAVCacheEncoder:
@@ -185,6 +192,24 @@ class WAV:
             video_codec=load_video_codec(codecs / "video", device),
             text_encoder=load_text_encoder(codecs / "text", device),
         )
+
+    @classmethod
+    def check_initial(cls, config: WAVConfig, path: Path, *, profile: str, may_resize: Sequence[str]) -> None:
+        """Refuse initial weights that `create` could not start from; see `inspection.check_initial`."""
+        check_initial(config, path, profile=profile, may_resize=may_resize)
+
+    @classmethod
+    def inspect(
+        cls,
+        config: WAVConfig,
+        path: Path,
+        *,
+        profile: str | None = None,
+        may_resize: Sequence[str] = (),
+        read: bool = False,
+    ) -> Findings:
+        """What weights are, and whether `create` can start from them; see `inspection.inspect_weights`."""
+        return inspect_weights(config, path, profile=profile, may_resize=may_resize, read=read)
 
     @classmethod
     def read_config(cls, data: dict[str, Any]) -> WAVConfig:

@@ -43,7 +43,7 @@ class LoadPolicy:
 
 
 EXACT = LoadPolicy(holds="every tensor of the network")
-PROFILES: dict[Profile, LoadPolicy] = {
+PROFILES: dict[str, LoadPolicy] = {
     "exact": EXACT,
     "ltx": LoadPolicy(holds="LTX-Video: the video stream", may_miss=("view", "value", "action")),
     "ge_base": LoadPolicy(holds="GE-base: the video stream of several views", may_miss=("value", "action")),
@@ -55,6 +55,17 @@ PROFILES: dict[Profile, LoadPolicy] = {
     "wav_video": LoadPolicy(holds="WAV after its stage video_only", may_miss=("value", "action")),
     "wav_value": LoadPolicy(holds="WAV after its stage value_only", may_miss=("action",)),
 }
+
+
+def chosen_policy(profile: str, may_resize: Sequence[str] = ()) -> LoadPolicy:
+    """The policy of a profile, with more modules whose shape may differ.
+
+    Raises:
+        ValueError: an unknown profile or module.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r} of weights for a WAV; choose among {', '.join(PROFILES)}")
+    return PROFILES[profile].allowing(may_resize)
 
 
 def group_of(name: str) -> str:
