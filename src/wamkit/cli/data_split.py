@@ -44,11 +44,11 @@ def run(options: Split) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
         return 0
-    for part, facts in found.items():
+    for name, facts in found.items():
         tasks = facts["tasks"]
-        named = f" ({', '.join(tasks)})" if part == "val_ood" and tasks else ""
-        print(f"{part}: {facts['count']} episodes of {len(tasks)} tasks{named}")
-        print("  " + (" ".join(map(str, facts["episodes"])) or _reason(part)))
+        named = f" ({', '.join(tasks)})" if name == "val_ood" and tasks else ""
+        print(f"{name}: {facts['count']} episodes of {len(tasks)} tasks{named}")
+        print("  " + (" ".join(map(str, facts["episodes"])) or _reason(name)))
     return 0
 
 

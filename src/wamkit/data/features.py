@@ -71,8 +71,17 @@ def vector_feature(channels: tuple[ChannelSpec, ...]) -> dict[str, Any]:
     return {"dtype": "float32", "shape": [len(channels)], "names": [channel.name for channel in channels]}
 
 
-def robot_features(robot: RobotSpec, *, fps: int, video: VideoSettings) -> dict[str, dict[str, Any]]:
-    """The `features` of `info.json` for what a robot records."""
+def robot_features(
+    robot: RobotSpec, *, fps: int, video: VideoSettings, has_outcome: bool = True
+) -> dict[str, dict[str, Any]]:
+    """The `features` of `info.json` for what a robot records; there is no state column for one without state channels.
+
+    Args:
+        robot: who records.
+        fps: rows per second.
+        video: how frames are encoded.
+        has_outcome: whether reward and success are recorded.
+    """
     features = {
         camera_key(camera.name): {
             "dtype": "video",
@@ -91,11 +100,14 @@ def robot_features(robot: RobotSpec, *, fps: int, video: VideoSettings) -> dict[
         }
         for camera in robot.cameras
     }
-    features[STATE] = vector_feature(robot.state)
+    if robot.state:
+        features[STATE] = vector_feature(robot.state)
     features[ACTION] = vector_feature(robot.action)
-    features[REWARD] = scalar_feature("float32")
+    if has_outcome:
+        features[REWARD] = scalar_feature("float32")
     features[DONE] = scalar_feature("bool")
-    features[SUCCESS] = scalar_feature("bool")
+    if has_outcome:
+        features[SUCCESS] = scalar_feature("bool")
     features["timestamp"] = scalar_feature("float32")
     features |= {key: scalar_feature("int64") for key in INDEX_FEATURES[1:]}
     return features

@@ -373,8 +373,8 @@ def _without_idle_rows(where: str, episode: Episode) -> Episode:
         state=episode.state[kept],
         video={camera: frames[kept] for camera, frames in episode.video.items()},
         # What was earned in rows that are left out was earned by the row kept before them.
-        reward=np.maximum.reduceat(episode.reward, kept),
-        success=np.logical_or.reduceat(episode.success, kept),
+        reward=None if episode.reward is None else np.maximum.reduceat(episode.reward, kept),
+        success=None if episode.success is None else np.logical_or.reduceat(episode.success, kept),
         task=episode.task,
         metadata=episode.metadata | {"dropped_rows": len(episode) - len(kept)},
     )

@@ -188,13 +188,16 @@ class LeRobotDataset:
 
         Returns:
             Feature key -> `[T, *shape]`; `[T]` for shape (1,), except `action` and `observation.state`, which are
-            always `[T, d]`. Strings come as an object array. Columns that `info.json` does not declare are ignored, and
-            those of `features.OTHER_NAMES` have our names.
+            always `[T, d]`; `d` is 0 for the state of a robot without state channels, of which there is no column.
+            Strings come as an object array. Columns that `info.json` does not declare are ignored, and those of
+            `features.OTHER_NAMES` have our names.
 
         Raises:
             DatasetError: a name is unknown, or the rows disagree with the metadata.
         """
         known = [key for key, feature in self.features.items() if not words.is_camera(feature)]
+        is_stateless = words.STATE not in self.features and self.robot is not None and not self.robot.state
+        known += [words.STATE] if is_stateless else []
         wanted = known if names is None else list(names)
         unknown = [name for name in wanted if name not in known]
         if unknown:
@@ -202,7 +205,7 @@ class LeRobotDataset:
         record, place = self._record(episode), self.place(episode)
         # A file of one episode says by its name whose rows it holds.
         is_numbered = "episode_index" in known or not self._layout.is_one_per_file
-        stored = [self._stored[name] for name in wanted]
+        stored = [self._stored[name] for name in wanted if name in self._stored]
         table = self._rows(episode, [*stored, "episode_index"] if is_numbered else stored)
         owners = set(table["episode_index"].to_pylist()) if is_numbered else {episode}
         if owners != {episode}:
@@ -211,7 +214,11 @@ class LeRobotDataset:
                 f"episode {episode}, got episodes {sorted(owners)}; the episode table does not fit the data: copy the "
                 "dataset again"
             )
-        return {name: self._array(table[self._stored[name]], name, place.data) for name in wanted}
+        empty = np.zeros((record.length, 0), dtype=np.float32)  # the state that there is not
+        return {
+            name: self._array(table[self._stored[name]], name, place.data) if name in self._stored else empty
+            for name in wanted
+        }
 
     def frames(self, episode: int, camera: str, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
         """Decode exactly the frames asked for.

@@ -164,7 +164,9 @@ class MemoryDataset:
     def columns(self, episode: int) -> dict[str, np.ndarray]:
         """Columns of an episode under the names of a dataset on disk."""
         chosen = self._episodes[episode]
-        columns = {ACTION: chosen.actions, STATE: chosen.state, REWARD: chosen.reward, SUCCESS: chosen.success}
+        outcome = {REWARD: chosen.reward, SUCCESS: chosen.success}
+        columns = {ACTION: chosen.actions, STATE: chosen.state}
+        columns |= {key: column for key, column in outcome.items() if column is not None}
         return columns if self._values is None else {**columns, VALUE: self._values[episode]}
 
     def frames(self, episode: int, camera: str, indices: Sequence[int]) -> np.ndarray:

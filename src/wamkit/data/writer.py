@@ -52,20 +52,28 @@ class LeRobotWriter:
         robot: what is recorded; stored in `info.json`.
         fps: rows and frames per second; the robot's `control_hz` when `None`.
         video: how frames are encoded; the settings of the existing dataset when `None` and there is one.
+        has_outcome: whether episodes say what they earned and whether they were solved. Without it there are no such
+            columns, and readers take every episode for a demonstration that ends solved.
 
     Raises:
         SpecMismatch: the folder holds a dataset of another robot.
-        ValueError: `fps` is not a whole number, the cameras' size cannot be encoded, or rate or video settings differ
-            from the existing dataset's.
+        ValueError: `fps` is not a whole number, the cameras' size cannot be encoded, or rate, video settings or
+            `has_outcome` differ from the existing dataset's.
         DatasetError: the existing dataset was not written by wamkit, or cannot be read.
         FileExistsError: the folder holds other things.
         BlockingIOError: another process is writing to the folder.
     """
 
     def __init__(
-        self, root: Path | str, robot: RobotSpec, fps: int | None = None, *, video: VideoSettings | None = None
+        self,
+        root: Path | str,
+        robot: RobotSpec,
+        fps: int | None = None,
+        *,
+        video: VideoSettings | None = None,
+        has_outcome: bool = True,
     ) -> None:
-        self.root, self.robot = Path(root), robot
+        self.root, self.robot, self._has_outcome = Path(root), robot, has_outcome
         rate = robot.control_hz if fps is None else float(fps)
         if rate != int(rate):
             raise ValueError(f"expected a whole number of frames per second (LeRobot stores an integer), got {rate}")
@@ -147,8 +155,7 @@ class LeRobotWriter:
         Raises:
             ValueError: columns were added, such as value labels.
         """
-        own = words.robot_features(self.robot, fps=1, video=self._video)
-        added = sorted(self._info["features"].keys() - own.keys())
+        added = sorted(self._info["features"].keys() - self._features().keys())
         if added:
             raise ValueError(
                 f"{self.root} has the added columns {added}, which a recorded episode cannot fill; record all episodes "
@@ -205,7 +212,7 @@ class LeRobotWriter:
         self._merged: dict[str, Stats] = {}
         self._position = {"chunk_index": 0, "file_index": 0}
         self._table_position = {"chunk_index": 0, "file_index": 0}
-        features = words.robot_features(self.robot, fps=self._fps, video=video)
+        features = self._features()
         self._write_info(
             {
                 "codebase_version": words.VERSION,
@@ -247,7 +254,9 @@ class LeRobotWriter:
             )
         stored = VideoSettings(**own["video"])
         robot = RobotSpec.from_dict(own["robot"])
-        is_changed = (robot, info["fps"], stored) != (self.robot, self._fps, video or stored)
+        has_outcome = words.SUCCESS in info["features"]
+        known = (robot, info["fps"], stored, has_outcome)
+        is_changed = known != (self.robot, self._fps, video or stored, self._has_outcome)
         if is_changed and info["total_episodes"] == 0:
             self._create(video or VideoSettings())  # a recording failed before its first episode
             return
@@ -257,6 +266,12 @@ class LeRobotWriter:
         if video is not None and video != stored:
             raise ValueError(
                 f"{self.root} is encoded with {stored}, the recording asks for {video}; use another folder"
+            )
+        if has_outcome != self._has_outcome:
+            said = {True: "say what they earned", False: "do not say what they earned"}
+            raise ValueError(
+                f"the episodes of {self.root} {said[has_outcome]}, the recording's {said[self._has_outcome]}; use "
+                "another folder"
             )
         self._video, self._info = stored, info
         rows = LayoutV3(self.root, info).all_rows()
@@ -297,7 +312,11 @@ class LeRobotWriter:
                 raise ValueError(
                     f"{name}: expected [T, {width}] for robot {self.robot.name!r}, got {list(values.shape)}"
                 )
-        for name in (*widths, "reward"):
+        for name in ("reward", "success"):
+            if (getattr(episode, name) is not None) != self._has_outcome:
+                wanted, got = ("[T]", "none") if self._has_outcome else ("none", "some")
+                raise ValueError(f"{name}: expected {wanted}, as in the dataset {self.root}, got {got}")
+        for name in (*widths, *(("reward",) if self._has_outcome else ())):
             if not np.isfinite(getattr(episode, name)).all():
                 row = int(np.argwhere(~np.isfinite(getattr(episode, name)))[0][0])
                 raise ValueError(f"{name}: expected finite numbers, got NaN or infinity first in row {row}")
@@ -313,18 +332,19 @@ class LeRobotWriter:
 
     def _columns(self, episode: Episode, *, task_index: int) -> dict[str, np.ndarray]:
         rows = np.arange(len(episode))
-        return {
-            words.STATE: episode.state.astype(np.float32),
+        columns: dict[str, np.ndarray | None] = {
+            words.STATE: episode.state.astype(np.float32) if self.robot.state else None,
             words.ACTION: episode.actions.astype(np.float32),
-            words.REWARD: episode.reward.astype(np.float32),
+            words.REWARD: None if episode.reward is None else episode.reward.astype(np.float32),
             words.DONE: rows == len(rows) - 1,
-            words.SUCCESS: episode.success.astype(bool),
+            words.SUCCESS: None if episode.success is None else episode.success.astype(bool),
             "timestamp": (rows / self._fps).astype(np.float32),
             "frame_index": rows,
             "episode_index": np.full(len(rows), self.num_episodes),
             "index": rows + self.num_frames,
             "task_index": np.full(len(rows), task_index),
         }
+        return {key: values for key, values in columns.items() if values is not None}
 
     def _data_table(self, columns: dict[str, np.ndarray]) -> pa.Table:
         schema = words.data_schema(self._info["features"])
@@ -376,7 +396,10 @@ class LeRobotWriter:
         self._position = _next_file(self._position)
 
     def _table_schema(self) -> pa.Schema:
-        return words.episode_schema(words.robot_features(self.robot, fps=self._fps, video=self._video), STATISTICS)
+        return words.episode_schema(self._features(), STATISTICS)
+
+    def _features(self) -> dict[str, dict[str, Any]]:
+        return words.robot_features(self.robot, fps=self._fps, video=self._video, has_outcome=self._has_outcome)
 
     def _write_info(self, info: dict[str, Any]) -> None:
         write_json_atomically(self.root / words.INFO, info)

@@ -106,7 +106,8 @@ def check_metadata(dataset: LeRobotDataset, robot: RobotSpec | None, tasks: list
             findings.append(_found("metadata", words.INFO, what, "correct the number or copy the metadata again"))
     widths = {key: int(np.prod(feature["shape"])) for key, feature in dataset.features.items()}
     for key in (words.ACTION, words.STATE):
-        if key not in widths:
+        is_stateless = key == words.STATE and robot is not None and not robot.state
+        if key not in widths and not is_stateless:
             what = f"expected a column {key!r}, got {sorted(widths)}"
             remedy = "training refuses a dataset without it: record or rename it"
             findings.append(_found("missing_column", words.INFO, what, remedy))
