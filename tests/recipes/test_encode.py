@@ -107,6 +107,23 @@ def test_the_cache_holds_what_the_codecs_give(dataset: Path, cache: Path) -> Non
     assert held == manifest["num_bytes"]
 
 
+def test_the_record_of_a_cache_is_that_of_the_first_caches(dataset: Path, cache: Path) -> None:
+    """Caches that are there stay good: every key and value as they were first written."""
+    recorded = read_manifest(cache)["purpose"]
+    codec = {"video": "patch", "spatial": 16, "temporal": 8, "text": "hash", "text_length": 6, "channels": 8}
+    assert recorded == {
+        "dataset": LeRobotDataset(dataset).fingerprint(),
+        "cameras": ["front", "wrist"],
+        "image_size": [32, 32],
+        "preprocess": "exact",
+        "num_future": 9,
+        "stride": 1,
+        "first_row": 0,
+        "codec": codec,
+        "dtype": "float32",
+    }
+
+
 def test_another_seed_trains_from_the_same_cache(dataset: Path, cache: Path, tmp_path: Path) -> None:
     """Codecs fitted for one run serve the others; a run resumes with the codecs that it has."""
     run = dataclasses.replace(tiny_run(dataset, tmp_path / "run", cache=cache), seed=5)
