@@ -458,8 +458,8 @@ def _check_known(known: Tensor | None, shape: tuple[int, int]) -> None:
         return
     if known.shape != shape or not known[:, -1].all() or (known[:, :-1] & ~known[:, 1:]).any():
         raise ValueError(
-            f"expected known to say of {shape[0]} x {shape[1]} frames whether they were seen, as are all from one of them "
-            f"to the newest, got {known.tolist()}"
+            f"expected known to say of {shape[0]} x {shape[1]} frames whether they were seen, as are all from one "
+            f"of them to the newest, got {known.tolist()}"
         )
 
 

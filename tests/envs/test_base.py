@@ -42,6 +42,39 @@ def test_a_recorded_chunk_holds_the_moment_after_each_action(line_world: ModuleT
     np.testing.assert_array_equal(outcome.recorded.video["front"][-1], outcome.frame.video["front"])
 
 
+@pytest.mark.parametrize("record", [False, True])
+def test_a_chunk_tells_of_moments_before_its_last(line_world: ModuleType, record: bool) -> None:
+    simulator = line_world.LineSimulator()
+    reset(simulator, REQUEST)
+    outcome = run_chunk(simulator, FORWARD.repeat(6, axis=0), record, (2, 5))
+    assert [executed for _, executed in outcome.before] == [2, 3] and outcome.executed_after == 1
+    assert [frame.state for frame, _ in outcome.before] == [pytest.approx([0.04]), pytest.approx([0.1])]
+    assert outcome.frame.state == pytest.approx([0.12])
+    assert all(frame.video["front"].shape == (4, 6, 3) for frame, _ in outcome.before)
+    assert run_chunk(simulator, FORWARD, record).before == ()
+    over = run_chunk(simulator, FORWARD.repeat(6, axis=0), record, (2, 5))
+    assert over.terminated and over.executed == over.executed_after == 3 and over.before == ()
+
+
+@pytest.mark.parametrize("tell", [(0,), (6,), (3, 2), (2, 2)])
+def test_moments_that_are_not_in_a_chunk_are_refused(line_world: ModuleType, tell: tuple[int, ...]) -> None:
+    simulator = line_world.LineSimulator()
+    reset(simulator, REQUEST)
+    with pytest.raises(ValueError, match="after 1 to 5 of the 6 actions, ascending, got"):
+        run_chunk(simulator, FORWARD.repeat(6, axis=0), False, tell)
+    assert simulator.steps == 0
+
+
+def test_a_chunk_renders_only_what_is_asked_for(line_world: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator, rendered = line_world.LineSimulator(), []
+    reset(simulator, REQUEST)
+    plain = line_world.LineSimulator.render
+    monkeypatch.setattr(line_world.LineSimulator, "render", lambda self: rendered.append(self.steps) or plain(self))
+    run_chunk(simulator, FORWARD.repeat(5, axis=0))
+    run_chunk(simulator, -FORWARD.repeat(5, axis=0), False, (4,))
+    assert rendered == [5, 9, 10]
+
+
 def test_a_chunk_stops_at_the_step_limit(line_world: ModuleType) -> None:
     simulator = line_world.LineSimulator()
     reset(simulator, REQUEST)

@@ -30,7 +30,8 @@ def test_actors_answer_as_processes_do_and_are_replaced(line_world: ModuleType) 
     with RayPool(line_world.LineFactory(trouble="nan_state", trouble_at=2), 3) as pool:
         assert isinstance(pool, SimulatorPool) and len(pool) == 3 and pool.robot == line_world.ROBOT
         with WorkerPool(line_world.LineFactory(), 1) as processes:
-            for request in (("reset", REQUEST), ("run_chunk", actions), ("run_chunk", actions, True)):
+            chunks = [("run_chunk", actions), ("run_chunk", actions, True), ("run_chunk", actions, False, (1, 2))]
+            for request in (("reset", REQUEST), *chunks):
                 ours, theirs = pool.call(0, *request), processes.call(0, *request)
                 assert repr(ours) == repr(theirs)
         assert pool.call(1, "environment", "OMP_NUM_THREADS") == "1"

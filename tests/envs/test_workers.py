@@ -59,9 +59,9 @@ def test_workers_answer_whenever_they_are_ready(pool: WorkerPool, line_world: Mo
     [(worker, frame)] = pool.wait()
     assert worker == 1 and isinstance(frame, Frame) and pool.is_busy(0) and not pool.is_busy(1)
     assert pool.wait(timeout=0.0) == []
-    pool.submit(1, "run_chunk", np.ones((2, 2), dtype=np.float32), True)
+    pool.submit(1, "run_chunk", np.ones((2, 2), dtype=np.float32), True, (1,))
     [(worker, chunk)] = pool.wait()
-    assert worker == 1 and isinstance(chunk, ChunkOutcome) and chunk.executed == 2
+    assert worker == 1 and isinstance(chunk, ChunkOutcome) and chunk.executed == 2 and chunk.executed_after == 1
     assert pool.wait() == [(0, 0.5)]
     assert pool.wait() == []
     episode = pool.call(0, "demonstrate", REQUEST, DemonstrationOptions())

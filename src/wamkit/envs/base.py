@@ -7,7 +7,7 @@ pickles, so that it can cross a pipe between our own processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -145,6 +145,8 @@ class ChunkOutcome:
         terminated: whether the episode is over by the task: solved, or ended by the simulator.
         truncated: whether the step limit was reached.
         recorded: every moment, when asked for.
+        before: moments before the last one that were asked for, in order, each with the number of actions executed
+            since the one before it, the first since the chunk began; none once the episode is over.
     """
 
     frame: Frame
@@ -154,6 +156,12 @@ class ChunkOutcome:
     terminated: bool
     truncated: bool
     recorded: RecordedChunk | None = None
+    before: tuple[tuple[Frame, int], ...] = ()
+
+    @property
+    def executed_after(self) -> int:
+        """How many of the actions were executed after the last moment of `before`."""
+        return self.executed - sum(executed for _, executed in self.before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,29 +269,44 @@ def reset(simulator: Simulator, request: EpisodeRequest) -> Frame:
     return observe(simulator)
 
 
-def run_chunk(simulator: Simulator, actions: Float32[np.ndarray, "p a"], record: bool = False) -> ChunkOutcome:
+def run_chunk(
+    simulator: Simulator, actions: Float32[np.ndarray, "p a"], record: bool = False, tell: Sequence[int] = ()
+) -> ChunkOutcome:
     """Execute actions one by one; stop early at success, at the simulator's end of the episode and at the step limit.
 
     Args:
         simulator: a simulator that was reset.
         actions: physical units.
         record: whether to render and keep every moment instead of the last one only.
+        tell: after how many actions to render and keep a moment too, for `ChunkOutcome.before`; ascending, 1 or more,
+            fewer than there are actions.
 
     Raises:
-        ValueError: there is no action, or one is malformed.
+        ValueError: there is no action, one is malformed, or `tell` names other moments.
         BrokenSimulator: a state or reward is not finite.
     """
     if actions.ndim != 2 or len(actions) == 0:
         raise ValueError(f"expected a chunk of at least one action, shape [k, a], got shape {actions.shape}")
+    if list(tell) != sorted(set(tell)) or not all(0 < count < len(actions) for count in tell):
+        raise ValueError(
+            f"expected moments to tell of after 1 to {len(actions) - 1} of the {len(actions)} actions, ascending, "
+            f"got {list(tell)}"
+        )
     outcomes: list[StepOutcome] = []
     frames: list[Frame] = []
-    for action in actions:
+    told: list[Frame] = []
+    is_over = False
+    for count, action in enumerate(actions, start=1):
         outcomes.append(_finite_step(simulator, action))
         if record:
             frames.append(observe(simulator))
-        if outcomes[-1].success or outcomes[-1].terminated or outcomes[-1].truncated:
+        is_over = outcomes[-1].success or outcomes[-1].terminated or outcomes[-1].truncated
+        if is_over:
             break
+        if count in tell:
+            told.append(frames[-1] if record else observe(simulator))
     last = outcomes[-1]
+    gaps = [count - earlier for earlier, count in zip((0, *tell), tell, strict=False)]
     return ChunkOutcome(
         frame=frames[-1] if record else observe(simulator),
         executed=len(outcomes),
@@ -292,6 +315,7 @@ def run_chunk(simulator: Simulator, actions: Float32[np.ndarray, "p a"], record:
         terminated=last.success or last.terminated,
         truncated=last.truncated,
         recorded=RecordedChunk(video=_stack_video(frames), state=_stack_state(frames)) if record else None,
+        before=() if is_over else tuple(zip(told, gaps, strict=True)),
     )
 
 
