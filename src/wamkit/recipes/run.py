@@ -40,9 +40,10 @@ class DataConfig:
             `resize` stretches them, `center_crop_resize` cuts off what is too long, `exact` refuses them.
         random_crop: train on a part of each view, drawn anew for each window: sides of 7/8 or more.
         color_jitter: random changes of colour in training; off by default.
-        cache: folder of latents and embedded sentences from `wamkit data encode`, read in place of frames; pictures
-            have to be left as they are then.
-        cache_dtype: what latents are kept as; `bfloat16` takes half the room and rounds them.
+        cache: folder of latents or token ids and embedded sentences from `wamkit data encode`, read in place of frames;
+            pictures have to be left as they are then.
+        cache_dtype: what latents are kept as; `bfloat16` takes half the room and rounds them. Token ids are whole
+            numbers whatever it says.
         workers: processes that read batches where frames are decoded for each; by default one per core of a training
             process, up to 8. 0 reads in threads. Changes no number.
     """
