@@ -38,6 +38,8 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = (3, 5)  # floors whose rooms never import each other
+MODELS = ("models.FAMILIES", "models.family_module")  # all that is asked of them by what knows no family
+OF_A_FAMILY = {"recipes.reference_yaml": "wav", "verify": "wav"}  # the public trainer's files; a golden format
 ONLY_SPEC = ("serving.protocol", "serving.client")  # what a robot needs without the rest of the package
 
 
@@ -51,6 +53,16 @@ def imports(source: str, module: str) -> Iterator[str]:
             origin = ".".join(filter(None, (base, node.module)))
             names = [f"{origin}.{alias.name}" for alias in node.names]
         yield from (name.removeprefix("wamkit.") for name in names if name.split(".")[0] == "wamkit")
+
+
+def is_of_a_family(name: str) -> bool:
+    """Whether an import reaches into a family's folder."""
+    return name.startswith("models.") and name not in MODELS
+
+
+def is_about(module: str, family: str) -> bool:
+    """Whether a module above the families is one family's own: its recipes, and what is listed."""
+    return module.startswith(f"recipes.{family}_") or OF_A_FAMILY.get(module) == family
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -68,6 +80,8 @@ def violations(source: str, module: str) -> list[str]:
         elif room == other:
             if room == "models" and family and other_family != family:
                 found.append(f"{module} imports {name}, but model families stand apart")
+        elif FLOOR_OF[room] > FLOOR_OF["models"] and is_of_a_family(name) and not is_about(module, other_family):
+            found.append(f"{module} imports {name}, but knows a family by the verbs of models/__init__.py alone")
         elif FLOOR_OF[other] > FLOOR_OF[room]:
             found.append(f"{module} (floor {FLOOR_OF[room]}) imports {name} (floor {FLOOR_OF[other]}): upwards")
         elif FLOOR_OF[other] == FLOOR_OF[room] in APART:
@@ -91,7 +105,14 @@ def test_every_import_goes_down() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "allowed"),
     [
-        ("policy", "from wamkit.models.wav import config", True),
+        ("policy", "from wamkit.models import family_module", True),
+        ("policy", "from wamkit.models.wav import config", False),
+        ("recipes.execute", "from wamkit.models.wav.config import WAVConfig", False),
+        ("recipes.wav_small", "from wamkit.models.wav import config", True),
+        ("recipes.wav_small", "from wamkit.models.aim import config", False),
+        ("cli.verify", "from wamkit.models import wav", False),
+        ("verify", "from wamkit.models.wav.config import NetworkConfig", True),
+        ("models.wav.model", "from wamkit.model_config import ModelConfig", True),
         ("policy", "from wamkit import spec, __version__", True),
         ("models.wav.model", "from .config import WAVConfig", True),
         ("serving.client", "from wamkit.spec import RobotSpec", True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,7 @@ import torch
 from regression_family import Regression, Windows, make_stages
 from torch import Tensor
 
-from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
-from wamkit.codecs.text_hash import HashedTextEncoder
+from wamkit import models
 from wamkit.data.actions import ActionTransform
 from wamkit.data.loader import WindowLoader
 from wamkit.data.stats import feature_statistics
@@ -23,11 +24,10 @@ from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_r
 from wamkit.data.transforms import Normalizer, ValueTransform
 from wamkit.data.vectors import Transforms
 from wamkit.data.windows import WindowConfig
-from wamkit.models.wav.config import tiny
-from wamkit.models.wav.family import WAV
-from wamkit.models.wav.objective import WAVObjective, action_full, value_only, video_only
+from wamkit.model_config import ModelConfig
+from wamkit.models import family_module
+from wamkit.models.wav import objective as wav
 from wamkit.policy import Policy, load_policy
-from wamkit.spec import PolicySpec
 from wamkit.training.optim import restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource
 from wamkit.training.stage import TrainStage
@@ -51,76 +51,100 @@ class Family:
     make_batches: Callable[[TrainStage], BatchSource]
 
 
-class WAVWindows:
-    """Batches for `tiny()` from pictures of a pushed square, with value vectors."""
+def tiny(name: str) -> ModelConfig:
+    """The smallest configuration of a family of the library, for the synthetic robot."""
+    config: ModelConfig = family_module(name).FAMILY.SIZES["tiny"](num_views=2, action_dim=3, state_dim=3)
+    return config
 
-    def __init__(self, stage: TrainStage) -> None:
-        config = tiny(action_dim=3, state_dim=3)
-        robot = synthetic_robot(height=config.image_size, width=config.image_size)
-        episodes = synthetic_episodes(3, length=24, height=config.image_size, width=config.image_size)
+
+class PushedSquare:
+    """Batches for a configuration from pictures of a pushed square, with value vectors where it reads them."""
+
+    def __init__(self, config: ModelConfig, *, batch_size: int, needs_future: bool = True) -> None:
+        side, width = config.image_size, config.value_channels
+        episodes = synthetic_episodes(3, length=24, height=side, width=side)
         rng = np.random.default_rng(0)
-        values = [rng.normal(size=(len(episode), config.network.value.channels)) for episode in episodes]
-        values = [value.astype(np.float32) for value in values]
+        values = [rng.normal(size=(len(episode), width)).astype(np.float32) for episode in episodes] if width else None
+        self.transforms = Transforms(
+            action=ActionTransform(normalizer=normalizer(episode.actions for episode in episodes)),
+            state=normalizer(episode.state for episode in episodes),
+            value=ValueTransform.from_statistics(feature_statistics(np.concatenate(values))) if values else None,
+        )
         self.loader = WindowLoader(
-            MemoryDataset(episodes, robot, values),
+            MemoryDataset(episodes, synthetic_robot(height=side, width=side), values),
             WindowConfig(
                 context=config.num_context,
                 chunk=config.num_future,
                 action_horizon=config.action_horizon,
                 sample_n_frames=20,
+                pick="random" if config.context_stride is None else "spaced",
+                spacing=config.context_stride or 1,
+                future_stride=config.future_stride,
+                whole=config.whole_windows,
             ),
-            action=ActionTransform(
-                normalizer=Normalizer.from_statistics(
-                    "minmax", feature_statistics(np.concatenate([e.actions for e in episodes]))
-                )
-            ),
-            state=Normalizer.from_statistics("minmax", feature_statistics(np.concatenate([e.state for e in episodes]))),
-            value=ValueTransform.from_statistics(feature_statistics(np.concatenate(values))),
-            batch_size=stage.batch_size,
+            action=self.transforms.action,
+            state=self.transforms.state,
+            value=self.transforms.value,
+            batch_size=batch_size,
             seed=1,
         )
-        self.needs_future = stage.needs_future
+        self.needs_future = needs_future
 
     def batch(self, step: int) -> Batch:
         return self.loader.batch(step, need_future=self.needs_future)
 
 
-def build_wav(seed: int) -> WAV:
-    config = tiny(action_dim=3, state_dim=3)
-    episodes = synthetic_episodes(3, length=24, height=config.image_size, width=config.image_size)
-    frames = torch.from_numpy(np.concatenate([episode.video["front"] for episode in episodes]))
-    clips = torch.stack([frames[start : start + 9] for start in (0, 8, 24, 30)])
-    codec = PatchCodec.fit(
-        frames,
-        clips,
-        config=PatchCodecConfig(
-            patch=config.codec.spatial, temporal=config.codec.temporal, channels=config.network.latent_channels
-        ),
-        generator=torch.Generator().manual_seed(0),
-    )
-    text = HashedTextEncoder(width=config.network.text_width, length=config.codec.text_length)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return WAV.build(config, codec, text)
+def normalizer(columns: Iterable[np.ndarray]) -> Normalizer:
+    return Normalizer.from_statistics("minmax", feature_statistics(np.concatenate(list(columns))))
+
+
+@functools.cache
+def fitted_codecs(name: str) -> tempfile.TemporaryDirectory[str]:
+    """Codecs of `tiny`, fitted once; the folder goes when Python does."""
+    folder, config = tempfile.TemporaryDirectory(), tiny(name)
+    batches = [PushedSquare(config, batch_size=4).batch(0)]
+    family_module(name).FAMILY.fit_codecs(config, batches, torch.Generator().manual_seed(0), Path(folder.name))
+    return folder
+
+
+def of_the_library(name: str) -> Family:
+    """A family by its verbs alone."""
+
+    def build(seed: int) -> Any:
+        return family_module(name).FAMILY.create(tiny(name), Path(fitted_codecs(name).name), seed=seed)
+
+    def make_batches(stage: TrainStage) -> BatchSource:
+        return PushedSquare(tiny(name), batch_size=stage.batch_size, needs_future=stage.needs_future)
+
+    return Family(build=build, stages=STAGES[name](), make_batches=make_batches)
+
+
+def stage(name: str, objective: Any, train: tuple[str, ...], **changes: Any) -> TrainStage:
+    """A stage of two steps."""
+    needs_future = objective.needs_future
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "needs_future": needs_future}
+    return TrainStage(name=name, objective=objective, train=train, **{**settings, **changes})
 
 
 def wav_stages() -> list[TrainStage]:
-    def stage(name: str, objective: WAVObjective, train: tuple[str, ...], **changes: Any) -> TrainStage:
-        needs_future = objective.needs_future
-        settings: dict[str, Any] = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "needs_future": needs_future}
-        return TrainStage(name=name, objective=objective, train=train, **{**settings, **changes})
-
     return [
-        stage("video_only", video_only(), ("video",), ema_decay=0.9),
-        stage("value_only", value_only(), ("value",), warmup_steps=2),
-        stage("action_full", action_full(), ("video", "value", "action")),
+        stage("video_only", wav.video_only(), ("video",), ema_decay=0.9),
+        stage("value_only", wav.value_only(), ("value",), warmup_steps=2),
+        stage("action_full", wav.action_full(), ("video", "value", "action")),
     ]
 
 
+STAGES: dict[str, Callable[[], list[TrainStage]]] = {"wav": wav_stages}
+"""Of each family of the library; the last stage is its most complete one."""
+
 FAMILIES = {
     "regression": Family(build=Regression, stages=make_stages((2, 2)), make_batches=Windows),
-    "wav": Family(build=build_wav, stages=wav_stages(), make_batches=WAVWindows),
+    **{name: of_the_library(name) for name in STAGES},
 }
+
+
+def test_every_family_of_the_library_is_here() -> None:
+    assert set(STAGES) == set(models.FAMILIES)
 
 
 class PowerCutError(Exception):
@@ -195,38 +219,33 @@ def test_gradients_reach_exactly_the_parts_a_stage_trains(family: Family) -> Non
                 assert reached & set(model.parts()[part]), f"stage {stage.name} does not reach {part}"
 
 
-def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path) -> None:
-    model = build_wav(1)
-    stages = wav_stages()
-    robot = synthetic_robot(height=model.config.image_size, width=model.config.image_size)
-    spec = PolicySpec(
-        family="wav",
-        robot=robot,
-        num_context=model.config.num_context,
-        action_horizon=model.config.action_horizon,
-        execution_horizon=model.config.action_horizon,
-        normalization="minmax",
+@pytest.mark.parametrize("name", STAGES)
+def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path, name: str) -> None:
+    family, config = FAMILIES[name], tiny(name)
+    model: Any = family.build(1)
+    assert set(model.parts()) == set(config.parts)
+    side = config.image_size
+    spec = config.spec_for(
+        synthetic_robot(height=side, width=side), execution_horizon=config.action_horizon, normalization="minmax"
     )
-    episodes = synthetic_episodes(2, length=24)
-    transforms = Transforms(
-        action=ActionTransform(
-            normalizer=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].actions))
-        ),
-        state=Normalizer.from_statistics("minmax", feature_statistics(episodes[0].state)),
-        value=None,
-    )
+    transforms = PushedSquare(config, batch_size=2).transforms
 
     def save_policy(path: Path, training: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-        Policy(model, spec, transforms).save(path, config=model.config.to_dict(), training=training, weights=weights)
+        Policy(model, spec, transforms).save(path, config=config.to_dict(), training=training, weights=weights)
 
-    report = train(model, stages, WAVWindows, folder=tmp_path, seed=7, save_every=2, save_policy=save_policy)
+    report = train(
+        model, family.stages, family.make_batches, folder=tmp_path, seed=7, save_every=2, save_policy=save_policy
+    )
     policy = load_policy(report.checkpoint, num_steps=2)
     expected = weights(model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in policy.model.network.state_dict().items())
-    policy.reset([0], seeds=[3])
-    video = torch.from_numpy(np.stack([np.zeros((32, 32, 3), np.uint8)] * 2))[None]
-    chunk = policy.act([0], video=video, state=torch.zeros(1, 3), task=["push"], executed=[0])
-    assert chunk.actions.shape == (1, model.config.action_horizon, 3) and chunk.actions.isfinite().all()
+    video = torch.zeros(1, 2, side, side, 3, dtype=torch.uint8)
+    chunks = []
+    for _ in range(2):
+        policy.reset([0], seeds=[3])
+        chunks.append(policy.act([0], video=video, state=torch.zeros(1, 3), task=["push"], executed=[0]).actions)
+    assert chunks[0].shape == (1, config.action_horizon, 3) and chunks[0].isfinite().all()
+    assert torch.equal(*chunks), "an episode's draws follow from its seed"
 
 
 def test_the_same_draws_give_the_same_loss(family: Family) -> None:

@@ -31,6 +31,10 @@ def check_run(run: Run) -> None:
     workers = run.data.workers
     _require("data.workers", workers is None or workers >= 0, "0 or more processes", workers)
     _require("data.sample_n_frames", run.data.sample_n_frames >= 1, "1 or more rows", run.data.sample_n_frames)
+    stride = run.model.context_stride
+    if stride is not None and run.model.num_context > 1:
+        expected = f"spaced, because the model's memory frames are {stride} control steps apart"
+        _require("data.pick", run.data.pick == "spaced", expected, run.data.pick)
     if run.data.action_targets and run.data.action_type == "absolute":
         raise ValueError(
             f"data.action_targets {list(run.data.action_targets)} are without effect on absolute actions; leave them "

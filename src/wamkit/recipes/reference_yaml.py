@@ -295,7 +295,7 @@ def _stage(settings: _Settings, model: WAVConfig, num_processes: int) -> tuple[T
     if mode not in STAGES:
         raise ValueError(f"{settings.where}: expected train_mode to be one of {list(STAGES)}, got {mode!r}")
     make, train, profile = STAGES[mode]
-    present = {"video", *(name for name in ("value", "action") if getattr(model.network, name) is not None)}
+    present = set(model.parts)
     if not set(train) <= present:
         missing = sorted(set(train) - present)
         if mode not in ("action_full", "all") or missing != ["value"]:
