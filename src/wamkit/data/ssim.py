@@ -44,7 +44,7 @@ def mean_squared_error(
 
 def structural_similarity(
     images: Float[Tensor, "t h w"],
-    target: Float[Tensor, "h w"],
+    target: Float[Tensor, "h w"] | Float[Tensor, "t h w"],
     *,
     window: int = 11,
     sigma: float = 1.5,
@@ -54,7 +54,7 @@ def structural_similarity(
 
     Args:
         images: gray images.
-        target: what they are compared with.
+        target: what they are compared with: one image, or one for each.
         window: side of the window in pixels, odd.
         sigma: standard deviation of the window in pixels.
         pixel_range: largest minus smallest pixel value possible.
@@ -65,7 +65,7 @@ def structural_similarity(
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", equation 13,
         K1 = 0.01, K2 = 0.03.
     """
-    height, width = target.shape
+    height, width = target.shape[-2:]
     if window % 2 == 0 or window > min(height, width):
         raise ValueError(
             f"expected an odd window of at most {min(height, width)} px (images of {height}x{width}), got {window}; "
@@ -74,7 +74,7 @@ def structural_similarity(
     blur_rows, blur_columns = (_blurring(size, window, sigma, images) for size in (height, width))
     # Deviations do not change when all pixels are shifted; centred numbers lose fewer digits in E[x^2] - E[x]^2.
     shift = target.mean()
-    x, y = images - shift, target[None] - shift
+    x, y = images - shift, (target if target.ndim == 3 else target[None]) - shift
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
         _separable(image, blur_rows, blur_columns) for image in (x, y, x * x, y * y, x * y)
     )
