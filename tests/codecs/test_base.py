@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wamkit.codecs.base import require_clip, require_frames, to_uint8, to_unit_range
+from wamkit.codecs.base import require_clip, require_codes, require_frames, to_uint8, to_unit_range
 
 
 def test_every_grey_level_survives_the_round_trip() -> None:
@@ -50,3 +50,17 @@ def test_frame_counts_of_one_plus_multiples_are_taken(count: int) -> None:
 def test_other_frame_counts_are_refused_with_the_nearest_ones(count: int, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"1 \+ 8 k frames, got {count}; use {hint}"):
         require_clip(torch.zeros(1, count, 32, 32, 3, dtype=torch.uint8), spatial=32, temporal=8)
+
+
+def test_codes_of_a_codebook() -> None:
+    for dtype in (torch.int16, torch.int32, torch.int64):
+        require_codes(torch.tensor([[[0, 7]]], dtype=dtype), num_codes=8)
+    require_codes(torch.zeros(0, 2, 2, dtype=torch.int64), num_codes=8)
+    for codes, message in (
+        (torch.tensor([[[0, 8]]]), "expected codes of 0 to 7, got 0 to 8; take the vocabulary's image codes"),
+        (torch.tensor([[[-1, 2]]]), "got -1 to 2"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"integers of shape \(n, y, x\), got torch\.int64 of \(2, 2\)"),
+        (torch.zeros(1, 2, 2), r"got torch\.float32 of \(1, 2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_codes(codes, num_codes=8)
