@@ -21,7 +21,7 @@ class Split:
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Dataset folder."""
     legacy_lexicographic: bool = False
-    """Count a task's episodes as text (0, 1, 10, 11, …, 2, …), as WorldVLA's published files do; others are held out."""
+    """Count a task's episodes as text (0, 1, 10, 11, …, 2, …), as WorldVLA's files do; others are held out."""
     json: bool = False
     """Print the parts as JSON."""
 

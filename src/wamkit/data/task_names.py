@@ -38,4 +38,9 @@ def sentence_of(name: str) -> str:
 
     Source: names of LIBERO's files, and the sentences that the published `modified_libero` data make of them.
     """
-    return _SCENE.sub("", name).replace("_", " ").strip()
+    return without_scene(name).replace("_", " ").strip()
+
+
+def without_scene(name: str) -> str:
+    """A task's name, or a sentence made of one, without the scene that it begins with."""
+    return _SCENE.sub("", name)
