@@ -13,6 +13,7 @@ from test_augmentation import tiny_run, write_dataset
 
 from wamkit.cli.main import main
 from wamkit.models.wav import config as wav
+from wamkit.models.wav.objective import FlowWeighting
 from wamkit.recipes import RECIPES
 from wamkit.recipes.check import check_run
 from wamkit.recipes.execute import encode, execute
@@ -73,6 +74,32 @@ def test_loss_weights_are_finite(weight: float) -> None:
         ValueError, match=r"stages\.0\.objective\.video_weight: expected a finite number, got (nan|inf)"
     ):
         check_run(with_stage(run, 0, objective=objective))
+
+
+def test_numbers_within_an_objective_are_finite_too() -> None:
+    run = RECIPES["debug"]()
+    objective = dataclasses.replace(run.stages[0].objective, weighting=FlowWeighting(logit_mean=float("nan")))
+    with pytest.raises(
+        ValueError, match=r"stages\.0\.objective\.weighting\.logit_mean: expected a finite number, got nan"
+    ):
+        check_run(with_stage(run, 0, objective=objective))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stepwise(wav.WAVConfig):
+    """A model whose memory frames are two control steps apart, however they were picked."""
+
+    context_stride = 2
+
+
+def test_memory_frames_are_picked_as_far_apart_as_the_model_says() -> None:
+    config = {item.name: getattr(wav.tiny(), item.name) for item in dataclasses.fields(wav.WAVConfig)}
+    run = dataclasses.replace(RECIPES["debug"](), model=Stepwise(**config))
+    check_run(run)
+    picked = dataclasses.replace(run, data=DataConfig(pick="random"))
+    with pytest.raises(ValueError, match=r"data\.pick: expected spaced, .* are 2 control steps apart, got random"):
+        check_run(picked)
+    check_run(dataclasses.replace(picked, model=dataclasses.replace(picked.model, num_context=1)))
 
 
 def test_a_refused_command_leaves_nothing_behind(

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from wamkit.cli.main import main
-from wamkit.data.stats import feature_statistics
+from wamkit.data.stats import feature_statistics, write_statistics_file
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
-from wamkit.data.wav_statistics import write_wav_statistics
+from wamkit.data.wav_statistics import read_wav_statistics, write_wav_statistics
 from wamkit.models.wav.initial import empty_network, initialized
 from wamkit.policy import load_policy
 from wamkit.recipes.import_weights import read_robot
@@ -76,6 +76,24 @@ def test_published_weights_become_a_policy(published: Path, tmp_path: Path) -> N
     chunk = policy.act([0], video=video, state=torch.zeros(1, 3), task=["push the red square"], executed=[0])
     assert chunk.actions.shape == (1, 9, 3) and chunk.actions.isfinite().all()
     assert policy.transforms.action.normalizer.kind == "meanstd" and policy.transforms.value is not None
+
+
+def test_statistics_may_be_of_any_form(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The only domain of the public code's file, or a file of wamkit's own."""
+    said = arguments(published, tmp_path / "policy")
+    chosen = [said.index(option) for option in ("--domain", "--space")]
+    plain = [word for place, word in enumerate(said) if not {place, place - 1} & set(chosen)]
+    assert main([*plain, "--space", "joint"]) == 2
+    assert "space joint is without effect without a domain; set --domain" in capsys.readouterr().err
+    assert main(plain) == 0
+    assert main(arguments(published, tmp_path / "named")) == 0
+    statistics = [(tmp_path / name / "statistics.json").read_text() for name in ("policy", "named")]
+    assert statistics[0] == statistics[1]
+    found = read_wav_statistics(published / "stats.jsonl", domain="square", space="joint")
+    write_statistics_file(tmp_path / "stats.json", found, fingerprint="")
+    given = [*plain, "--statistics", str(tmp_path / "stats.json"), "--output", str(tmp_path / "own")]
+    assert main(given) == 0
+    assert load_policy(tmp_path / "own").transforms.to_dict() == load_policy(tmp_path / "named").transforms.to_dict()
 
 
 def test_codecs_may_lie_elsewhere_later(published: Path, tmp_path: Path) -> None:

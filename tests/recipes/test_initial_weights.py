@@ -113,6 +113,7 @@ def test_sources_that_do_not_fit_are_refused_before_anything_is_trained(
     for initial, message in (
         (InitialWeights(path=ge_base), "looks like 'ge_base'"),
         (InitialWeights(path=ge_base, profile="ge_act"), "missing .* tensors of action"),
+        (InitialWeights(path=ge_base, profile="ge-base"), "unknown profile 'ge-base' .* among exact, ltx, ge_base"),
     ):
         with pytest.raises(ValueError, match=message):
             execute(action_run(dataset, tmp_path / "run", initial))
@@ -139,7 +140,25 @@ def test_verify_weights_says_what_they_are(ge_base: Path, tmp_path: Path, capsys
     assert main(["verify", "weights", str(tmp_path / "cut.safetensors"), "--model", "tiny"]) == 2
     assert "damaged or cut short" in capsys.readouterr().err
     assert main(["verify", "weights", str(ge_base), "--model", str(tmp_path)]) == 2
-    assert "policy folder" in capsys.readouterr().err
+    assert "not a complete policy folder" in capsys.readouterr().err
+
+
+def test_verify_weights_asks_the_family(ge_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A size is the named family's, the published one by default; a policy folder says its own."""
+    assert main(["verify", "weights", str(ge_base)]) == 1
+    assert "held against libero (2420 tensors, 2 305 605 785 parameters)" in capsys.readouterr().out
+    policy = Path(__file__).parents[2] / "zoo" / "wav-metaworld-small"
+    assert main(["verify", "weights", str(policy), "--model", str(policy), "--family", "wav"]) == 0
+    said = capsys.readouterr().out
+    assert f"held against {policy} (" in said and "as exact (every tensor of the network)" in said
+    for wrong, message in (
+        (["--model", "huge"], "expected a size of family 'wav' (libero, dualarm, small, tiny) or a policy folder"),
+        (["--family", "wave"], "unknown model family 'wave'; known families are ['wav'"),
+        (["--profile", "ge-base"], "unknown profile 'ge-base' of weights for a WAV; choose among exact, ltx, ge_base"),
+        (["--may-resize", "proj_in"], "unknown load policy ['proj_in']"),
+    ):
+        assert main(["verify", "weights", str(ge_base), *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_published_recipes_are_the_papers() -> None:

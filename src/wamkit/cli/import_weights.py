@@ -1,10 +1,10 @@
-r"""Make a policy folder of weights that the public code of WAV trained.
+r"""Make a policy folder of weights that a paper's public code trained.
 
     wamkit import step_30000 --like wav-libero --codecs LTX_video_part \
         --statistics stats.jsonl --domain libero --robot libero --output outputs/wav-libero
 
-`--like` is the recipe, or the public YAML file, by which they were trained: it says the model's sizes and what numbers
-mean. Weights in any published layout are read; every tensor has to be there.
+`--like` is the recipe, or WAV's public YAML file, by which they were trained: it says the model's family and sizes and
+what numbers mean. Weights in any layout that the family reads are taken; every tensor has to be there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from wamkit.data.stats import Statistics
+    from wamkit.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +28,21 @@ class Options:
     weights: Annotated[Path, tyro.conf.Positional]
     """A safetensors file, an index of shards, or a folder with either."""
     like: str
-    """Recipe of the weights, or a YAML file of the public trainer."""
+    """Recipe of the weights, or a YAML file of WAV's public trainer."""
     statistics: Path
-    """Statistics file of the public code."""
-    domain: str
-    """X in the file's X_eef, X_state_eef, …"""
-    space: Literal["eef", "joint"] = "eef"
-    """Which of the domain's statistics."""
+    """What states and actions were normalized with: statistics of wamkit, of openpi or of WAV's public code."""
+    domain: str | None = None
+    """X in the X_eef, X_state_eef, … of a file of WAV's public code; by default the only one."""
+    space: Literal["eef", "joint"] | None = None
+    """Which of the domain's statistics; by default eef."""
     robot: str
     """libero, a dataset of the robot, or a JSON file of its spec."""
     output: Path
     """Folder to make."""
     codecs: Path | None = None
-    """Folder with vae/, text_encoder/ and tokenizer/ of LTX-Video; by default the recipe's."""
+    """Folder of the pretrained codecs (WAV: LTX-Video's vae/, text_encoder/, tokenizer/); by default the recipe's."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the stored weights; the public trainer computes in bfloat16."""
+    """Type of the stored weights; public trainers compute in bfloat16."""
 
 
 def run(options: Options) -> int:
@@ -57,7 +61,6 @@ def run(options: Options) -> int:
 
     import torch
 
-    from wamkit.data.wav_statistics import read_wav_statistics
     from wamkit.recipes.import_weights import import_policy, read_robot
 
     if options.codecs is not None:
@@ -67,8 +70,23 @@ def run(options: Options) -> int:
         options.output,
         run=recipe,
         robot=read_robot(options.robot),
-        statistics=read_wav_statistics(options.statistics, domain=options.domain, space=options.space),
+        statistics=_statistics(options, recipe.model),
         dtype=getattr(torch, options.dtype),
     )
     print(f"wrote {folder}")
     return 0
+
+
+def _statistics(options: Options, model: ModelConfig) -> dict[str, Statistics]:
+    """Those of the file; with a domain it has to be one of WAV's public code."""
+    from wamkit.data.given_statistics import read_given_statistics
+    from wamkit.data.wav_statistics import read_wav_statistics
+
+    if options.domain is not None:
+        return read_wav_statistics(options.statistics, domain=options.domain, space=options.space or "eef")
+    if options.space is not None:
+        raise ValueError(f"space {options.space} is without effect without a domain; set --domain, or leave it out")
+    widths = {"action": model.action_dim, "state": model.state_dim}
+    if model.value_channels:
+        widths["value"] = model.value_channels
+    return read_given_statistics(options.statistics, widths=widths, option="--domain and --space")
