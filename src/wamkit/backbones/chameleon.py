@@ -2,7 +2,8 @@
 
 Names of weights are those of the standard library's Chameleon classes.
 
-Source: Chameleon (arXiv 2405.09818); residual dropout as in the released WorldVLA code, which the standard classes lack.
+Source: Chameleon (arXiv 2405.09818); residual dropout as in the released code of WorldVLA; the standard classes
+have none.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +98,7 @@ class PublishedTokenizer:
     """Chameleon's text tokenizer, from its `text_tokenizer.json`.
 
     Args:
-        file: the file; kept, so that `save` can copy it.
+        file: the file; its content is kept, so that `save` can write it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -113,11 +112,11 @@ class PublishedTokenizer:
 
         if not file.is_file():
             raise FileNotFoundError(f"expected Chameleon's tokenizer at {file}, found no such file")
+        self._content = file.read_bytes()
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer = Tokenizer.from_buffer(self._content)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file} is not a tokenizer ({error}); {COPY_AGAIN}") from error
-        self.file = file
         self.vocabulary: Mapping[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, sentence: str) -> list[int]:
@@ -126,9 +125,9 @@ class PublishedTokenizer:
         return ids
 
     def save(self, folder: Path) -> None:
-        """Copies the file, a few megabytes, so that the folder needs nothing else."""
+        """Writes the file again, a few megabytes, so that the folder needs nothing else."""
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file, folder / TOKENIZER_FILE)
+        (folder / TOKENIZER_FILE).write_bytes(self._content)
         _write(folder, self.kind)
 
 

@@ -6,6 +6,7 @@ Source: WorldVLA (arXiv 2506.21539), section 3 and its public configuration; Ryn
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -204,9 +205,9 @@ class WorldVLAConfig(ModelConfig):
         longest = max(self.action_length, self.world_length)
         if longest > self.network.max_length:
             raise ValueError(
-                f"expected sequences of at most network.max_length = {self.network.max_length} ids, got up to {longest} "
-                f"({self.num_context} frames of {self.num_views} images of {self.image_length} ids, {self.text_length} "
-                "text ids, and the answer); use fewer frames, smaller images or a shorter text_length, or raise it"
+                f"expected sequences of at most network.max_length = {self.network.max_length} ids, got up to "
+                f"{longest} ({self.num_context} frames of {self.num_views} images of {self.image_length} ids, "
+                f"{self.text_length} text ids, and the answer); use fewer frames, smaller images or a shorter text_length, or raise it"
             )
 
     @property
@@ -381,3 +382,13 @@ def tiny(
         text_length=128,
         name="tiny",
     )
+
+
+SIZES: dict[str, Callable[[], WorldVLAConfig]] = {
+    "libero-256": libero,
+    "libero-512": lambda: libero(image_size=512),
+    "rynnvla": rynnvla,
+    "small": small,
+    "tiny": tiny,
+}
+"""Sizes by name."""

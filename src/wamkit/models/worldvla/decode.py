@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange, repeat
@@ -26,6 +26,7 @@ MAX_FREE_IDS = 300
 """After so many ids the released code gives up."""
 
 
+@runtime_checkable
 class Choose(Protocol):
     """Picks one of some allowed ids: `logits` over them, `step` names the choice for draws."""
 
@@ -261,7 +262,7 @@ def decode_frame(
             without any prompt.
     """
     config, vocab = builder.config, builder.vocabulary
-    rows, side, device = len(prompts.lengths), config.grid, prompts.ids.device
+    side, device = config.grid, prompts.ids.device
     head = torch.tensor([vocab.begin_image, builder.grid_id, builder.grid_id], device=device)
     codes = vocab.id_of_code.to(device)
     asked = _with_head(prompts, head, vocab.pad)
@@ -333,7 +334,7 @@ def sampler(
         if 0 < top_k < logits.shape[-1]:
             least = logits.topk(top_k, dim=-1).values[..., -1:]
             kept = logits.masked_fill(logits < least, -torch.inf)
-        gumbel = -torch.log(-torch.log(uniform(step, tuple(logits.shape[1:]))))
+        gumbel = -torch.log(-torch.log(uniform(step, tuple(logits.shape[1:])))).to(logits)
         return (kept / temperature + gumbel).argmax(dim=-1)
 
     return choose

@@ -5,8 +5,8 @@
 
 A frame is one image of every camera, in view order. What lies behind the first turn mark is predicted, the rest given.
 
-Source: WorldVLA (arXiv 2506.21539), section 3.2, and its released data; RynnVLA-002 (arXiv 2511.17502) for the state and
-several cameras.
+Source: WorldVLA (arXiv 2506.21539), section 3.2, and its released data; RynnVLA-002 (arXiv 2511.17502) for the state
+and several cameras.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Prompts:
 
     ids: Int[Tensor, "b l"]
     lengths: Int[Tensor, " b"]
+
+    def rows(self, index: slice) -> Prompts:
+        """Some of them."""
+        return Prompts(ids=self.ids[index], lengths=self.lengths[index])
 
 
 class SequenceBuilder:
@@ -162,7 +166,7 @@ class SequenceBuilder:
         """The next frame, and the turn mark."""
         return torch.cat((self.frame(codes), self._turn(codes.device)))
 
-    def prompts(self, rows: Sequence[Int[Tensor, " l"]], length: int) -> Prompts:
+    def prompts(self, rows: Sequence[Int[Tensor, "_"]], length: int) -> Prompts:
         """Questions padded to `length`, so that a row's arithmetic does not depend on the rows beside it."""
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         padded = rows[0].new_full((len(rows), length), self.vocabulary.pad)
@@ -171,7 +175,7 @@ class SequenceBuilder:
         return Prompts(ids=padded, lengths=lengths)
 
     def batch(
-        self, samples: Sequence[tuple[Int[Tensor, " q"], Int[Tensor, " a"]]], is_world: Bool[Tensor, " b"]
+        self, samples: Sequence[tuple[Int[Tensor, "_"], Int[Tensor, "_"]]], is_world: Bool[Tensor, " b"]
     ) -> TokenBatch:
         """Questions with their answers, to be trained on.
 

@@ -1,0 +1,63 @@
+"""Numbers to bins and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wamkit.codecs.action_bins import ActionBins
+from wamkit.codecs.vocabulary import VocabSpec, published_names
+
+TABLE = [  # u, bin, id, decoded: WorldVLA 2.4 of the specification
+    (-1.0, 1, 10006, -0.99608),
+    (-0.999, 1, 10006, -0.99608),
+    (0.0, 128, 10133, 0.0),
+    (0.5, 192, 10197, 0.50196),
+    (0.9999, 255, 10260, 0.99608),
+    (1.0, 256, 10261, 0.99608),
+]
+
+
+@pytest.mark.parametrize(("number", "count", "token", "decoded"), TABLE)
+def test_table(number: float, count: int, token: int, decoded: float) -> None:
+    """Check 2, the table."""
+    bins, spec = ActionBins(), VocabSpec.from_vocabulary(published_names())
+    place = bins.encode(torch.tensor([number]))
+    assert int(place) + 1 == count
+    assert int(spec.id_of_bin[place]) == token
+    assert float(bins.decode(place)) == pytest.approx(decoded, abs=5e-6)
+
+
+def test_round_trip_of_random_vectors() -> None:
+    """Check 2: 1e5 vectors."""
+    numbers = torch.rand(100_000, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    bins, spec = ActionBins(), VocabSpec.from_vocabulary(published_names())
+    places = bins.encode(numbers)
+    assert (bins.decode(places) - numbers).abs().max() <= 1 / 255 + 1e-7
+    ids = spec.id_of_bin[places]
+    assert ids.min() >= 10006 and ids.max() <= 10261
+    assert torch.equal(spec.bin_of_id[ids], places)
+
+
+def test_uniform_bins_have_256_values() -> None:
+    bins = ActionBins("uniform256")
+    assert len(bins.decode(torch.arange(256)).unique()) == 256
+    assert len(ActionBins().decode(torch.arange(256)).unique()) == 255
+    numbers = torch.linspace(-1, 1, 10_001)
+    assert (bins.decode(bins.encode(numbers)) - numbers).abs().max() <= 1 / 256 + 1e-7
+
+
+@pytest.mark.parametrize("binning", ["published", "uniform256"])
+def test_outside_numbers_are_clipped_and_counted(binning: str) -> None:
+    bins = ActionBins(binning)  # type: ignore[arg-type]
+    numbers = torch.tensor([-3.0, -1.0, 0.0, 1.0, 1.0 + 1e-7, 2.0])
+    assert torch.equal(bins.encode(numbers), bins.encode(numbers.clamp(-1, 1)))
+    assert int(bins.count_outside(numbers)) == 2
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_bad_numbers_and_names() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ActionBins().encode(torch.tensor([0.0, torch.nan]))
+    with pytest.raises(ValueError, match="published, uniform256"):
+        ActionBins("fast")  # type: ignore[arg-type]
