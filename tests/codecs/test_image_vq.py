@@ -91,7 +91,7 @@ class Plain:
                 x = self.block(x, f"encoder.down.{level}.block.{index}")
             if level < levels - 1:
                 n, c, h, w = x.shape
-                padded = torch.zeros(n, c, h + 1, w + 1)
+                padded = x.new_zeros(n, c, h + 1, w + 1)
                 padded[:, :, :h, :w] = x
                 x = self.conv(padded, f"encoder.down.{level}.downsample.conv", stride=2)
         x = self.swished(self.middle(x, "encoder.mid"), "encoder.norm_out")
@@ -119,17 +119,17 @@ class Plain:
     ids=["small", "tiny", "published widths"],
 )
 def test_network_is_what_its_description_says(config: VQConfig, height: int, width: int) -> None:
-    network = scrambled(config)
+    network = scrambled(config).double()  # so that the order of sums says nothing
     plain = Plain(network.state_dict(), config)
-    images = to_unit_range(random_frames(2, height, width))
+    images = to_unit_range(random_frames(2, height, width)).double()
     with torch.no_grad():
         vectors = network.encode(images)
-        torch.testing.assert_close(vectors, plain.encode(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vectors, plain.encode(images), atol=1e-9, rtol=1e-9)
         codes = network.codes(vectors)
         assert codes.shape == (2, height // config.spatial, width // config.spatial)
         entries = network.entries(codes)
         wanted = plain.decode(network.quantize.embedding.weight[codes].movedim(3, 1))
-        torch.testing.assert_close(network.decode(entries), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(network.decode(entries), wanted, atol=1e-9, rtol=1e-9)
 
 
 def test_encoder_gives_the_codes_of_chameleon() -> None:
@@ -246,7 +246,6 @@ def test_wrong_input_is_refused() -> None:
         ({"multipliers": ()}, r"multipliers of 1 or more, one per level, got \(\)"),
         ({"multipliers": (1, 0)}, "multipliers of 1 or more"),
         ({"num_codes": 0}, "num_codes of 1 or more, got 0"),
-        ({"num_blocks": "2"}, "num_blocks as a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
             VQConfig(**{**{"base_width": 32, "multipliers": (1, 2, 4)}, **change})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wamkit.codecs.load import load_text_encoder, load_video_codec
+from wamkit.codecs.load import load_image_tokenizer, load_text_encoder, load_video_codec
 from wamkit.codecs.patch import PatchCodec, PatchCodecConfig
 from wamkit.codecs.text_hash import HashedTextEncoder
 
@@ -23,6 +23,8 @@ def test_folders_are_loaded_by_their_type(tmp_path: Path) -> None:
         load_video_codec(tmp_path / "text")
     with pytest.raises(ValueError, match="unknown text encoder 'patch'; known are 'text_hash' and 'text_t5'"):
         load_text_encoder(tmp_path / "video")
+    with pytest.raises(ValueError, match="unknown image tokeniser 'patch'; known are 'patch_vq' and 'image_vq'"):
+        load_image_tokenizer(tmp_path / "video")
 
 
 def test_missing_or_unreadable_settings_are_refused(tmp_path: Path) -> None:

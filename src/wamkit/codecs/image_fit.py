@@ -35,10 +35,7 @@ def fit_to_grid(
 
     Source: WorldVLA 2.2 of the specification.
     """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[-1] not in (3, 4) or not image.numel():
-        raise ValueError(
-            f"expected an image as uint8 of shape (height, width, 3 or 4), got {image.dtype} of {tuple(image.shape)}"
-        )
+    require_image(image)
     height, width = fitted_size(*image.shape[:2], side=side)
     picture = _on_white(image)
     while picture.width >= 2 * width and picture.height >= 2 * height:
@@ -50,6 +47,18 @@ def fit_to_grid(
     top, left = (_offset(spare, crop) for spare in (covering[1] - height, covering[0] - width))
     pixels = np.array(picture.crop((left, top, left + width, top + height)))
     return torch.from_numpy(pixels).to(image.device)
+
+
+def require_image(image: Tensor) -> None:
+    """Refuse what is no image of bytes with three or four channels.
+
+    Raises:
+        ValueError: an empty image, or another dtype, rank or count of channels.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[-1] not in (3, 4) or not image.numel():
+        raise ValueError(
+            f"expected an image as uint8 of shape (height, width, 3 or 4), got {image.dtype} of {tuple(image.shape)}"
+        )
 
 
 @functools.lru_cache

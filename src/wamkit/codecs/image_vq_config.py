@@ -56,9 +56,16 @@ class VQConfig:
         return cls()
 
     @classmethod
-    def tiny(cls) -> VQConfig:
-        """The same structure for a CPU: a frame of 64 pixels becomes 4 by 4 codes out of 8192."""
-        return cls(base_width=32, multipliers=(1, 1, 1, 1, 1), num_blocks=1, latent_channels=32, code_width=16)
+    def tiny(cls, *, num_codes: int = 8192) -> VQConfig:
+        """The same structure for a CPU: a frame of 64 pixels becomes 4 by 4 codes."""
+        return cls(
+            base_width=32,
+            multipliers=(1, 1, 1, 1, 1),
+            num_blocks=1,
+            latent_channels=32,
+            code_width=16,
+            num_codes=num_codes,
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
