@@ -1,4 +1,4 @@
-"""Look into a LeRobot dataset, describe its robot, compute statistics, write value targets, encode or convert it."""
+"""Look into a LeRobot dataset, describe or split it, compute statistics, write value targets, encode or convert it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wamkit.cli import data_convert, data_describe, data_inspect, data_split, data_stats
+from wamkit.cli import data_conversations, data_convert, data_describe, data_inspect, data_split, data_stats
+from wamkit.cli.data_conversations import Conversations
 from wamkit.cli.data_convert import Convert
 from wamkit.cli.data_describe import Describe
 from wamkit.cli.data_inspect import Inspect
@@ -81,7 +82,7 @@ class Encode:
     """Recipe, or a YAML file of WAV's public trainer."""
 
 
-Options = Inspect | Stats | Values | Encode | Convert | Describe | Split
+Options = Inspect | Stats | Values | Encode | Convert | Describe | Split | Conversations
 
 
 def parse(arguments: list[str]) -> tuple[Any, Any, list[str]]:
@@ -107,6 +108,8 @@ def run(options: Options | Run) -> int:
         return data_describe.run(options)
     if isinstance(options, Split):
         return data_split.run(options)
+    if isinstance(options, Conversations):
+        return data_conversations.run(options)
     assert isinstance(options, Stats), "parse turns the arguments of encode into those of a run"
     return data_stats.run(options)
 
