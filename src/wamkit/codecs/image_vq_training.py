@@ -61,8 +61,7 @@ def fit_network(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step < steps - 1:
-            revival.revive_dead()
+        revival.revive_dead()
         if progress is not None:
             progress(step + 1, steps)
     return network
