@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from .worldvla_cases import TASK, Case, make_case
 
 from wamkit.draws import SeededDraws
 from wamkit.masks import action_mask, causal_mask
@@ -25,6 +24,8 @@ from wamkit.models.worldvla.decode import (
     sampler,
 )
 from wamkit.models.worldvla.sequence import Prompts
+
+from .worldvla_cases import TASK, Case, make_case
 
 
 def action_prompts(case: Case, rows: int = 3) -> Prompts:

@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .worldvla_cases import TASK, Case, make_case, published_layout
 
 from wamkit.draws import TrainingDraws
 from wamkit.models.worldvla import config as sizes
 from wamkit.models.worldvla.losses import id_weights, loss_shares, losses, prompt_positions, weighted_mean
 from wamkit.models.worldvla.objective import WorldVLAObjective
 from wamkit.models.worldvla.sequence import IGNORED, TokenBatch
+
+from .worldvla_cases import TASK, Case, make_case, published_layout
 
 PLAIN = WorldVLAObjective(z_loss=0.0)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from .worldvla_cases import TASK, make_builder, make_case, published_layout
 
 from wamkit.models.worldvla import config as sizes
 from wamkit.models.worldvla.sequence import IGNORED, SequenceBuilder
+
+from .worldvla_cases import TASK, make_builder, make_case, published_layout
 
 
 def text_length(builder: SequenceBuilder, sentence: str) -> int:

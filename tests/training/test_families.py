@@ -27,6 +27,7 @@ from wamkit.data.windows import WindowConfig
 from wamkit.model_config import ModelConfig
 from wamkit.models import family_module
 from wamkit.models.wav import objective as wav
+from wamkit.models.worldvla import objective as worldvla
 from wamkit.policy import Policy, load_policy
 from wamkit.training.optim import restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource
@@ -134,7 +135,14 @@ def wav_stages() -> list[TrainStage]:
     ]
 
 
-STAGES: dict[str, Callable[[], list[TrainStage]]] = {"wav": wav_stages}
+def worldvla_stages() -> list[TrainStage]:
+    return [
+        stage("world_only", worldvla.world_only(), ("transformer",), warmup_steps=2),
+        stage("joint", worldvla.joint(), ("transformer",), ema_decay=0.9),
+    ]
+
+
+STAGES: dict[str, Callable[[], list[TrainStage]]] = {"wav": wav_stages, "worldvla": worldvla_stages}
 """Of each family of the library; the last stage is its most complete one."""
 
 FAMILIES = {

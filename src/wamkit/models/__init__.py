@@ -25,8 +25,8 @@ A profile names a kind of published weights, and so what they may lack; every fa
 Of the object: `types.Trainable` and `types.Acting`, and
 
 - `config`; `to(device)`, which moves network and codecs and returns the object; `device`, where the network is.
-- `network`: its weights are what is trained and saved. The elements of a `ModuleList` that hangs directly off it are
-  what is sharded, and computed twice, as one.
+- `network`: its weights are what is trained and saved. The elements of its outermost `ModuleList`s are what is
+  sharded, and computed twice, as one.
 - `with_weights(weights)`: the same with other weights, behind the same codecs, to be measured.
 - `validate(batch, *, streams, num_steps)`: JSON-ready errors on windows that were not trained on, of the parts that
   were trained so far.

@@ -14,11 +14,14 @@ from wamkit.recipes.run import DataConfig, InitialWeights, Run
 from wamkit.training.stage import TrainStage
 
 STEPS_PER_EPOCH = 6500
-"""Of one LIBERO suite, at a global batch of 16: about 430 trajectories of 125 steps, each an action and a world sample."""
+"""Of one LIBERO suite, in batches of 16: about 430 trajectories of 125 steps, an action and a world sample each."""
 
 
 def worldvla_libero() -> Run:
-    """WorldVLA 7 B on one LIBERO suite at 256 px, 40 epochs; start from Chameleon (--initial.path, --model.codec.pretrained)."""
+    """WorldVLA 7 B on one LIBERO suite at 256 px, for 40 epochs.
+
+    It starts from Chameleon: --initial.path names its weights, --model.codec.pretrained its tokenisers.
+    """
     return _run(config.libero(), weight_decay=0.1, batch_size=16)
 
 

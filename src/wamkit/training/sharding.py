@@ -1,6 +1,6 @@
 """A network's weights spread over processes (FSDP2), compute in bf16, and activations computed twice instead of kept.
 
-An element of a `ModuleList` that hangs directly off the network is a block, sharded and recomputed as one; everything
+An element of an outermost `ModuleList` of the network is a block, sharded and recomputed as one; everything
 else is one group, whole from the start of a loss to the end of its backward pass.
 
 Traps: FSDP2 looks at `requires_grad` when it prepares a group, so each stage prepares them again (`begin_stage`);
@@ -30,8 +30,10 @@ Precision = Literal["fp32", "bf16"]
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The network's blocks, in order: what is sharded, and computed twice, as one."""
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    return [block for blocks in lists for block in blocks]
+    found: list[nn.Module] = []
+    for child in network.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    return found
 
 
 class ShardedLoss(nn.Module):

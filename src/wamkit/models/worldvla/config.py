@@ -207,7 +207,8 @@ class WorldVLAConfig(ModelConfig):
             raise ValueError(
                 f"expected sequences of at most network.max_length = {self.network.max_length} ids, got up to "
                 f"{longest} ({self.num_context} frames of {self.num_views} images of {self.image_length} ids, "
-                f"{self.text_length} text ids, and the answer); use fewer frames, smaller images or a shorter text_length, or raise it"
+                f"{self.text_length} text ids, and the answer); use fewer frames, smaller images or a shorter "
+                "text_length, or raise it"
             )
 
     @property

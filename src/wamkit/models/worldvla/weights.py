@@ -354,7 +354,7 @@ def _shared_rows(tensor: Tensor, rows: int, name: str) -> Tensor:
             f"{name}: expected heads that share a row to be alike, they differ (they were trained one by one); write "
             "one row per head (norm_rows=None), which the standard classes read"
         )
-    return groups[:, 0].contiguous()
+    return groups[:, 0].clone()
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
