@@ -63,6 +63,33 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     return low, high
 
 
+def bootstrap_interval(
+    totals: Sequence[float], counts: Sequence[int], *, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float] | None:
+    """95 % interval of a mean over things that come in groups, such as the frames of episodes.
+
+    Whole groups are drawn with replacement, since things of one group are alike.
+
+    Args:
+        totals: sum of each group.
+        counts: things in each group; groups without any are left out.
+        seed: of the draws, so that equal numbers give an equal interval.
+        resamples: how often groups are drawn.
+
+    Returns:
+        The 2.5 % and 97.5 % quantile of the mean, or `None` with fewer than two groups, of which nothing is known.
+
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife"; the percentile interval.
+    """
+    groups = [(total, count) for total, count in zip(totals, counts, strict=True) if count]
+    if len(groups) < 2:
+        return None
+    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*groups, strict=True))
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(resamples, len(groups)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def compare_paired(first: Sequence[bool], second: Sequence[bool]) -> PairedComparison:
     """Compare two policies on the same episodes, in the same order.
 
