@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
 
 from wamkit.checkpoint import read_policy
 from wamkit.data.actions import ActionTransform
@@ -19,7 +18,7 @@ from wamkit.planning.config import WAV as WAV_PRESET
 from wamkit.policy import Policy, load_policy
 from wamkit.types import ActingPolicy, ActionChunk, Observation
 
-from .policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy
+from .policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy, watched
 
 
 def act(policy: Policy, slots: list[int], rows: list[int], executed: int = 0, record: bool = False) -> ActionChunk:
@@ -251,39 +250,6 @@ def test_a_policy_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert loaded.fingerprint == read_policy(tmp_path / "policy").fingerprint != ""
     for ours, theirs in zip(run(policy, [0], [2]), run(loaded, [0], [2]), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
-
-
-class Watched:
-    """A family object that notes what its control steps are given.
-
-    Args:
-        model: the family object.
-    """
-
-    def __init__(self, model: WAV) -> None:
-        self.model, self.network = model, model.network
-        self.memories: list[torch.Tensor] = []
-        self.known: list[list[list[bool]] | None] = []
-
-    def encode_frames(self, video: torch.Tensor) -> torch.Tensor:
-        """Frames as they are, so that a memory can be read."""
-        return rearrange(video, "b v t h w c -> b v c t h w")
-
-    def control_step(self, memory: torch.Tensor, *told: Any, known: torch.Tensor | None, **options: Any) -> Any:
-        self.memories.append(rearrange(memory, "b v c t h w -> b t v h w c"))
-        self.known.append(None if known is None else known.tolist())
-        latents = self.model.encode_frames(rearrange(memory, "b v c t h w -> b v t h w c"))
-        return self.model.control_step(latents, *told, known=known, **options)
-
-    def save_codecs(self, folder: Path) -> None:
-        raise AssertionError("not saved")
-
-
-def watched(stride: int | None, num_context: int = 2, **options: Any) -> tuple[Policy, Watched]:
-    policy = make_policy(config=dataclasses.replace(CONFIG, num_context=num_context))
-    model = Watched(policy.model)
-    spec = dataclasses.replace(policy.spec, context_stride=stride)
-    return Policy(model, spec, policy.transforms, num_steps=2, **options), model
 
 
 def test_a_memory_with_a_stride_holds_the_frames_that_were_told() -> None:

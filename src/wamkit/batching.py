@@ -17,14 +17,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from wamkit.types import ActingPolicy
+from wamkit.types import ActingPolicy, RememberingPolicy
 
 logger = logging.getLogger(__name__)
 
 Batching = Literal["exact", "free"]
 """`exact`: what a robot would get in a call of its own; `free`: whatever the batch gives, equal up to rounding."""
-
-_PROBED_CALLS = 2  # the first call of an episode, and one that goes on from it
 
 
 @dataclass
@@ -40,59 +38,93 @@ class ExactBatches:
     policy: ActingPolicy
     first_slot: int
     executed: int
-    _alone: list[tuple[Tensor, Tensor, str, Tensor]] = field(default_factory=list)  # inputs and actions of one robot
-    _known: dict[tuple[int, bool], bool] = field(default_factory=dict)
+    _inputs: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)  # video, state and task of one robot
+    _alone: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # its actions, with so many frames known
+    _tried: dict[tuple[int, bool, tuple[int, ...]], bool] = field(default_factory=dict)
 
     def allows(
-        self, video: UInt8[Tensor, "b v h w c"], state: Float[Tensor, "b s"], task: Sequence[str], record: bool
+        self,
+        video: UInt8[Tensor, "b v h w c"],
+        state: Float[Tensor, "b s"],
+        task: Sequence[str],
+        record: bool,
+        known: Sequence[int] = (),
     ) -> bool:
         """Whether a call of this many robots gives every one of them what it would get alone.
 
         Args:
-            video: what the robots see now; the trial is made with it when this size was not tried before.
+            video: what the robots see now; the trial is made with it when such a call was not tried before.
             state: what they feel.
             task: their sentences.
             record: whether the call also returns what was imagined.
+            known: frames that the memory of each holds in the call. Told for a policy whose spec has a `context_reach`,
+                which may compute in another way for a robot that has seen less; calls of others are all alike.
 
         Raises:
             ValueError: recording alone changes a single robot's actions.
         """
-        size = len(task)
+        size, known = len(task), tuple(known)
         if size == 1 and not record:
             return True
-        if (size, record) not in self._known:
-            self._known[size, record] = is_exact = self._try(video, state, task, record)
+        if (size, record, known) not in self._tried:
+            is_new = all((size, record) != key[:2] or is_exact for key, is_exact in self._tried.items())
+            self._tried[size, record, known] = is_exact = self._try(video, state, task, record, known)
             if size == 1 and not is_exact:
                 raise ValueError(
                     "expected a policy that acts alike whether or not it is asked for what it imagines, but its "
                     "actions differ; evaluate without recordings (--record-episodes 0) or with --batching free"
                 )
-            if not is_exact:
+            if not is_exact and is_new:
                 logger.warning(
                     "a policy call for %d robots rounds differently here than calls for one; each robot gets a call of "
                     "its own (--batching free shares calls, and lets outcomes depend on the number of workers)",
                     size,
                 )
-        return self._known[size, record]
+        return self._tried[size, record, known]
 
-    def _try(self, video: Tensor, state: Tensor, task: Sequence[str], record: bool) -> bool:
-        for row in range(len(self._alone), len(task)):
-            part = slice(row, row + 1)
-            actions = self._act([row], video[part], state[part], [task[row]], record=False)
-            self._alone.append((video[row].clone(), state[row].clone(), task[row], actions[0]))
+    def _try(self, video: Tensor, state: Tensor, task: Sequence[str], record: bool, known: tuple[int, ...]) -> bool:
+        for row in range(len(self._inputs), len(task)):
+            self._inputs.append((video[row].clone(), state[row].clone(), task[row]))
         # Last row first: every position has another neighbour than it had in the robots' own order.
         rows = list(reversed(range(len(task))))
-        videos, states, tasks, alone = zip(*(self._alone[row] for row in rows), strict=True)
-        actions = self._act(rows, torch.stack(videos), torch.stack(states), list(tasks), record=record)
-        return torch.equal(actions, torch.stack(alone))
+        counts = known or (1,) * len(rows)
+        for key in zip(rows, counts, strict=True):
+            if key not in self._alone:
+                self._alone[key] = self._act([key[0]], [key[1]], record=False)[0]
+        alone = [self._alone[key] for key in zip(rows, counts, strict=True)]
+        return torch.equal(self._act(rows, counts, record=record), torch.stack(alone))
 
-    def _act(self, rows: Sequence[int], video: Tensor, state: Tensor, task: list[str], *, record: bool) -> Tensor:
-        """Actions `b call p a` of the first calls of an episode."""
+    def _act(self, rows: Sequence[int], known: Sequence[int], *, record: bool) -> Tensor:
+        """Actions `b call p a` of two calls, with so many frames known in the first."""
         slots = [self.first_slot + row for row in rows]
+        video, state, task = zip(*(self._inputs[row] for row in rows), strict=True)
         self.policy.reset(slots, seeds=list(rows))
+        first, next_ones = [0] * len(rows), [self.executed] * len(rows)
+        stride = self.policy.spec.context_stride
+        if stride is not None:
+            # The second call is one of the same moment, which leaves the memory as full as it is.
+            first, next_ones = [stride if count > 1 else 0 for count in known], first
+            self._fill(slots, video, known, stride)
         calls = []
-        for number in range(_PROBED_CALLS):
-            executed = [self.executed if number else 0] * len(slots)
-            chunk = self.policy.act(slots, video=video, state=state, task=task, executed=executed, record=record)
+        for executed in (first, next_ones):
+            chunk = self.policy.act(
+                slots,
+                video=torch.stack(video),
+                state=torch.stack(state),
+                task=list(task),
+                executed=executed,
+                record=record,
+            )
             calls.append(chunk.actions.detach().cpu())
         return torch.stack(calls, dim=1)
+
+    def _fill(self, slots: Sequence[int], video: Sequence[Tensor], known: Sequence[int], stride: int) -> None:
+        """Tell the policy of all frames that it is to know but the newest."""
+        for left in range(max(known) - 1, 0, -1):
+            rows = [row for row, count in enumerate(known) if count > left]
+            assert isinstance(self.policy, RememberingPolicy), "its spec has a context_reach"
+            self.policy.remember(
+                [slots[row] for row in rows],
+                video=torch.stack([video[row] for row in rows]),
+                executed=[0 if known[row] == left + 1 else stride for row in rows],
+            )

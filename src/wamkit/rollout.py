@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from wamkit.batching import ExactBatches
+from wamkit.chunking import ObservationMemory, steps_to_tell
 from wamkit.envs.base import ChunkOutcome, EpisodeRequest, Frame
 from wamkit.envs.pool import SimulatorPool, WorkerError
 from wamkit.spec import PolicySpec, require_match
 from wamkit.trace import CallTrace, Trace
-from wamkit.types import ActingPolicy, ActionChunk, Imagined
+from wamkit.types import ActingPolicy, ActionChunk, Imagined, RememberingPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class PolicyCall:
 
     Args:
         step: control steps the episode had run.
-        seconds: wall time of the whole batch.
+        seconds: wall time of the whole batch, what was seen since the last call included.
         batch_size: robots in that batch.
         timing: seconds by phase, as the policy told them.
     """
@@ -116,7 +118,8 @@ def rollout(
 
     Raises:
         SpecMismatch: policy and environment differ; before the first step.
-        ValueError: a horizon, limit or group count out of range, or the policy gave a malformed chunk.
+        ValueError: a horizon, limit or group count out of range, a policy that remembers moments between its calls and
+            cannot be told of them, or the policy gave a malformed chunk.
         RuntimeError: simulators fail one after the other without finishing anything.
     """
     horizon = policy.spec.execution_horizon if execution_horizon is None else execution_horizon
@@ -133,6 +136,11 @@ def rollout(
             raise ValueError(f"expected {name} >= 1, got {wrong[0]}")
     if not 1 <= num_groups <= len(pool):
         raise ValueError(f"expected 1 <= num_groups <= {len(pool)} (the number of workers), got {num_groups}")
+    if policy.spec.context_reach and not isinstance(policy, RememberingPolicy):
+        raise ValueError(
+            f"expected a policy with `remember` (types.RememberingPolicy), since its frames are "
+            f"{policy.spec.context_stride} control steps apart (context_stride), got {type(policy).__name__}"
+        )
     require_match(policy.spec.robot, pool.robot, wanted_by="the policy", offered_by="the environment", in_order=True)
     return _Rollout(
         policy=policy,
@@ -163,7 +171,9 @@ class _Episode:
     frame: Frame | None = None  # the newest one while the worker waits for the policy, else None
     sentence: str = ""
     steps: int = 0
-    executed: int = 0  # since the previous policy call
+    executed: int = 0  # since the policy was told of a frame
+    before: tuple[tuple[Frame, int], ...] = ()  # frames to tell the policy of first, see `ChunkOutcome`
+    memory: ObservationMemory | None = None  # what the policy remembers then, of control steps instead of frames
     calls: list[PolicyCall] = field(default_factory=list)
     rewards: list[np.ndarray] = field(default_factory=list)
     success: list[np.ndarray] = field(default_factory=list)
@@ -268,6 +278,9 @@ class _Rollout:
             episode.frame = answer.frame
         else:
             episode.frame, episode.sentence = answer, answer.sentence
+            if self.policy.spec.context_reach:
+                memory = ObservationMemory(self.policy.spec.num_context, stride=self.policy.spec.context_stride)
+                episode.memory = memory.added(torch.zeros(()), 0)
             if episode.is_recorded:
                 episode.frames.append({camera: answer.video[camera][None] for camera in self.cameras})
                 episode.states.append(answer.state[None])
@@ -292,7 +305,10 @@ class _Rollout:
 
     def _extend(self, episode: _Episode, chunk: ChunkOutcome) -> None:
         episode.steps += chunk.executed
-        episode.executed = chunk.executed
+        episode.executed, episode.before = chunk.executed_after, chunk.before
+        for executed in (*(executed for _, executed in chunk.before), chunk.executed_after):
+            if episode.memory is not None:
+                episode.memory = episode.memory.added(torch.zeros(()), executed)
         episode.rewards.append(chunk.rewards)
         episode.success.append(chunk.success)
         assert episode.sent is not None
@@ -319,15 +335,17 @@ class _Rollout:
     def _act(self, slots: list[int], is_recorded: bool) -> None:
         episodes = [self.running[slot] for slot in slots]
         frames = [episode.frame for episode in episodes if episode.frame is not None]
-        video = torch.from_numpy(np.stack([np.stack([frame.video[name] for name in self.cameras]) for frame in frames]))
+        video = self._video(frames)
         state = torch.from_numpy(np.stack([frame.state for frame in frames]))
         task = [frame.sentence for frame in frames]
-        if self.exact is None or self.exact.allows(video, state, task, is_recorded):
+        known = [episode.memory.num_known for episode in episodes if episode.memory is not None]
+        if self.exact is None or self.exact.allows(video, state, task, is_recorded, known):
             parts = [slice(0, len(slots))]
         else:
             parts = [slice(row, row + 1) for row in range(len(slots))]
         for part in parts:
             begun = time.perf_counter()
+            self._remember(slots[part])
             chunk = self.policy.act(
                 slots[part],
                 video=video[part],
@@ -339,6 +357,21 @@ class _Rollout:
             # Fetching the actions waits for the device, so the time is the robot's, not the launch's.
             actions = chunk.actions.detach().to("cpu", torch.float32).numpy()
             self._send(slots[part], chunk, actions, time.perf_counter() - begun, is_recorded)
+
+    def _remember(self, slots: list[int]) -> None:
+        """Tell the policy what robots saw since its last call, a moment of each at a time."""
+        for moments in itertools.zip_longest(*(self.running[slot].before for slot in slots)):
+            told = [(slot, *moment) for slot, moment in zip(slots, moments, strict=True) if moment is not None]
+            assert isinstance(self.policy, RememberingPolicy), "simulators are asked for moments on its account"
+            self.policy.remember(
+                [slot for slot, _, _ in told],
+                video=self._video([frame for _, frame, _ in told]),
+                executed=[executed for _, _, executed in told],
+            )
+
+    def _video(self, frames: Sequence[Frame]) -> Tensor:
+        """Frames `b v h w c` of the policy's cameras."""
+        return torch.from_numpy(np.stack([np.stack([frame.video[name] for name in self.cameras]) for frame in frames]))
 
     def _send(
         self, slots: list[int], chunk: ActionChunk, actions: np.ndarray, seconds: float, is_recorded: bool
@@ -353,7 +386,14 @@ class _Rollout:
                 episode.call_traces.append(_call_trace(chunk, row, actions[row], episode.steps))
             episode.frame = None
             episode.sent = actions[row, : min(self.horizon, episode.max_steps - episode.steps)]
-            self.pool.submit(slot, "run_chunk", episode.sent, is_recorded)
+            self.pool.submit(slot, "run_chunk", episode.sent, is_recorded, self._tell(len(episode.sent)))
+
+    def _tell(self, num_actions: int) -> tuple[int, ...]:
+        """Moments of a chunk that the policy remembers besides its last one."""
+        spec = self.policy.spec
+        return steps_to_tell(
+            num_actions, horizon=self.horizon, num_context=spec.num_context, stride=spec.context_stride
+        )
 
     def _check(self, actions: np.ndarray, episodes: list[_Episode]) -> None:
         count, width = len(episodes), len(self.policy.spec.robot.action)

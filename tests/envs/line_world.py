@@ -31,7 +31,7 @@ class LineFactory:
     """Makes a `LineSimulator`; `fail_at_start` makes it raise, `fail_if_exists` once that file is there.
 
     `trouble` (die, hang, nan_state, nan_reward) comes at the third step of layout `trouble_at`. Resets are written to
-    the file `log`, if there is one.
+    the file `log`, if there is one. With `is_counted` the pictures after n steps have a brightness of 8 n.
     """
 
     fail_at_start: str = ""
@@ -40,6 +40,7 @@ class LineFactory:
     trouble: str = ""
     trouble_at: int = 1
     log: str = ""
+    is_counted: bool = False
 
     def __call__(self) -> LineSimulator:
         if self.fail_at_start == "exit":
@@ -111,6 +112,8 @@ class LineSimulator:
         for camera in self.robot.cameras:
             images[camera.name] = np.zeros((camera.height, camera.width, 3), dtype=np.uint8)
             images[camera.name][:, min(5, int(self.position * 10))] = 255
+            if self.factory.is_counted:
+                images[camera.name][:] = 8 * self.steps
         return images
 
     def camera_matrices(self) -> dict[str, CameraMatrices]:
