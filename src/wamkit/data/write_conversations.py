@@ -202,7 +202,7 @@ def write_conversations(
 
 def folder_name(text: str) -> str:
     """A text as a folder's name: underscores for spaces and for what file systems may not take."""
-    name = re.sub(r"[^\w.,'-]+", "_", text.strip()).lstrip(".")
+    name = re.sub(r"(?:[^\w.,'-]|_)+", "_", text.strip()).lstrip(".")
     return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
