@@ -259,7 +259,7 @@ def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path, name: str) 
 def test_the_same_draws_give_the_same_loss(family: Family) -> None:
     for stage in family.stages:
         model = family.build(1)
-        model.network.eval()
+        model.network.train()  # dropout draws too
         batch = family.make_batches(stage).batch(3)
         first, second, other = (
             float(model.loss(batch, stage.objective, step_draws(seed, 0, 0, 0, stage.batch_size))[0].detach())
