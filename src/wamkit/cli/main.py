@@ -38,7 +38,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "record": Command("wamkit.cli.record", "record demonstrations in a simulator as a LeRobot dataset"),
     "data": Command(
-        "wamkit.cli.data", "inspect, describe or convert a dataset, compute statistics, write value targets into it"
+        "wamkit.cli.data", "inspect, describe, split or convert a dataset, compute statistics and value targets"
     ),
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
