@@ -259,7 +259,10 @@ def test_a_training_checkpoint_is_a_policy_that_acts(tmp_path: Path, name: str) 
 def test_the_same_draws_give_the_same_loss(family: Family) -> None:
     for stage in family.stages:
         model = family.build(1)
-        model.network.train()  # dropout draws too
+        model.network.train()  # dropout draws too, but for torch's own, which has no seed of ours
+        for module in model.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
         batch = family.make_batches(stage).batch(3)
         first, second, other = (
             float(model.loss(batch, stage.objective, step_draws(seed, 0, 0, 0, stage.batch_size))[0].detach())
