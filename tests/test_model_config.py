@@ -23,7 +23,7 @@ class Plain(ModelConfig):
 
     family = "plain"
     parts = ("all",)
-    fits_codecs = False
+    codec_batches = 0
 
     def codec_record(self) -> dict[str, Any]:
         return {}
@@ -106,4 +106,4 @@ def test_configurations_written_before_are_read(policy: str) -> None:
     config = wav.WAVConfig.from_dict(said)
     written = config.to_dict()
     assert {key: written[key] for key in said} == said
-    assert (config.parts, config.fits_codecs) == (("video", "value", "action"), True)
+    assert (config.parts, config.codec_batches) == (("video", "value", "action"), 12)

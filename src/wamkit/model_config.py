@@ -56,8 +56,8 @@ class ModelConfig(ABC):
 
     @property
     @abstractmethod
-    def fits_codecs(self) -> bool:
-        """Whether `fit_codecs` learns from batches; else it needs none."""
+    def codec_batches(self) -> int:
+        """How many batches `fit_codecs` learns from; 0 where all codecs are pretrained."""
 
     @property
     def value_channels(self) -> int:

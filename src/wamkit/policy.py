@@ -29,7 +29,7 @@ from wamkit.planning.config import PlannerConfig
 from wamkit.planning.gaussian import Distributions
 from wamkit.spec import PolicySpec
 from wamkit.typed import COPY_AGAIN, blame
-from wamkit.types import Acting, ActionChunk, Decoder, Imagined, Observation, Prediction, Sampled
+from wamkit.types import Acting, ActionChunk, ActionConditioned, Decoder, Imagined, Observation, Prediction, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -356,6 +356,53 @@ class Policy:
             value=self._imagined(sampled, chosen).value,
             sampled=sampled,
         )
+
+    @torch.inference_mode()
+    def imagine_along(
+        self, observation: Observation, actions: Float[Tensor, "b p a"], *, keys: Sequence[tuple[int, ...]]
+    ) -> UInt8[Tensor, "b v p h w c"]:
+        """The frames expected after each of some actions, each imagined from the one before; nothing is executed.
+
+        Args:
+            observation: as of `predict`.
+            actions: physical units; any number of them.
+            keys: what each row's draws follow from.
+
+        Raises:
+            ValueError: a family that imagines nothing along given actions, or inputs that do not fit the spec.
+        """
+        model = self._world()
+        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task, fitted=True)
+        if actions.shape[0::2] != (len(keys), len(self.spec.robot.action)) or not torch.isfinite(actions).all():
+            raise ValueError(
+                f"expected finite actions of shape ({len(keys)}, any number, {len(self.spec.robot.action)}), got "
+                f"{tuple(actions.shape)}"
+            )
+        device = self._device()
+        memory = model.encode_frames(self.seen(observation.video.to(device)))
+        normalized = self.transforms.action.normalize_chunk(actions.to(device), observation.state.to(device))
+        draws = SeededDraws(keys=keys, device=device)
+        return model.imagine_along(
+            memory, normalized, draws, max_rows=self.max_rows, guidance=self.video_guidance
+        ).cpu()
+
+    @torch.inference_mode()
+    def reconstruct(self, video: UInt8[Tensor, "b v t h w c"]) -> UInt8[Tensor, "b v t y x c"]:
+        """Frames encoded and decoded, each on its own: the best that imagined frames can be.
+
+        Raises:
+            ValueError: see `imagine_along`.
+        """
+        model = self._world()
+        return model.decode_frames(model.encode_frames(self.seen(video.to(self._device())))).cpu()
+
+    def _world(self) -> ActionConditioned:
+        if not isinstance(self.model, ActionConditioned):
+            raise ValueError(
+                f"family {self.spec.family!r} imagines no frames along given actions; what it imagines beside its own "
+                "is compared by `wamkit imagine` and `wamkit openloop`"
+            )
+        return self.model
 
     def seen(self, video: UInt8[Tensor, "*n h w 3"]) -> UInt8[Tensor, "*n y x 3"]:
         """Camera frames as the model sees them: of the size and in the way of training; imagined frames are alike."""

@@ -291,6 +291,31 @@ class Acting(Protocol):
 
 
 @runtime_checkable
+class ActionConditioned(Protocol):
+    """A family that is a world model: from what was seen and what is done to what will be seen."""
+
+    def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Tensor:
+        """See `Acting`."""
+        ...
+
+    def decode_frames(self, encoded: Tensor) -> UInt8[Tensor, "b v t h w c"]:
+        """The frames of encoded ones, each on its own."""
+        ...
+
+    def imagine_along(
+        self,
+        memory: Tensor,
+        actions: Float[Tensor, "b p a"],
+        draws: Draws,
+        *,
+        max_rows: int = 32,
+        guidance: float = 1.0,
+    ) -> UInt8[Tensor, "b v p h w c"]:
+        """The frame after each normalised action, from encoded frames on."""
+        ...
+
+
+@runtime_checkable
 class ActingPolicy(Protocol):
     """What closed-loop evaluation and servers need: a policy that remembers each robot in a numbered slot.
 
@@ -315,7 +340,6 @@ class ActingPolicy(Protocol):
         executed: Sequence[int],
         record: bool = False,
     ) -> ActionChunk: ...
-
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from wamkit.data.features import ACTION, STATE
 from wamkit.data.source import EpisodeEntry, EpisodeSource, numeric_column, where
 from wamkit.evaluation.protocol import EPISODE_SEED_STRIDE
 from wamkit.policy import Policy
-from wamkit.types import Observation
+from wamkit.types import ActionConditioned, Observation
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -85,7 +85,7 @@ def world_of(policy: Policy, *, max_rows: int = 16, device: torch.device | str =
         ValueError: its model imagines no frames along given actions.
     """
     spec = policy.spec
-    if not (hasattr(policy, "imagine_along") and hasattr(policy, "reconstruct")):
+    if not isinstance(policy.model, ActionConditioned):
         raise ValueError(
             f"family {spec.family!r} imagines no frames along given actions, so its world model cannot be measured by "
             "recorded ones; `wamkit imagine` and `wamkit openloop` compare what it imagines beside its own actions"

@@ -9,7 +9,7 @@ Of the class:
 - `SIZES`: name -> function that gives the configuration of that size. The first is the published one; `tiny` takes
   `num_views`, `action_dim` and `state_dim`, and costs seconds on a CPU.
 - `fit_codecs(config, batches, generator, folder)`: fits the codecs that a configuration names, or finds pretrained
-  ones, and saves them. Where `config.fits_codecs` is false, `batches` may be empty.
+  ones, and saves them. It gets `config.codec_batches` batches.
 - `create(config, codecs, *, seed, initial=None, profile="exact", may_resize=(), dtype=None)`: a model behind saved
   codecs, with fresh weights or with those at the path `initial`, in any layout that the family reads.
 - `check_initial(config, path, *, profile, may_resize)`: refuses by their headers what `create` could not start from.

@@ -16,6 +16,7 @@ from wamkit.data.given_statistics import read_given_statistics
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.mixture import Mixture
 from wamkit.data.source import EpisodeSource
+from wamkit.data.splits import split_episodes
 from wamkit.data.stats import Statistics, compute_statistics, current_statistics
 from wamkit.data.subset import Subset, digest
 from wamkit.draws import seeded
@@ -26,7 +27,7 @@ from wamkit.training.stage import plain
 
 logger = logging.getLogger(__name__)
 
-_CHOICES: Final = ("roots", "weights", "episodes", "tasks", "statistics", "statistics_entry")
+_CHOICES: Final = ("roots", "weights", "episodes", "tasks", "split", "cameras", "statistics", "statistics_entry")
 """Settings that a record has only when they are set, so that runs begun before there were any can be continued."""
 
 
@@ -193,12 +194,16 @@ def _chosen(
     for number, dataset in enumerate(datasets):
         named = wanted[number]
         own = usable[number] if named is None else named & usable[number]
+        if run.data.split != "all":
+            entries = [dataset.episodes[index] for index in sorted(usable[number])]
+            own &= set(split_episodes(entries).part(run.data.split))
         if tasks:
             own = {index for index in own if dataset.episodes[index].task in tasks}
         if not own:
             raise ValueError(
                 f"expected episodes to train on in {dataset.root}, none of its {dataset.num_episodes} is left by "
-                f"data.episodes {list(run.data.episodes)}, data.tasks {list(run.data.tasks)} and {EXCLUDE_PATH} "
+                f"data.episodes {list(run.data.episodes)}, data.tasks {list(run.data.tasks)}, data.split "
+                f"{run.data.split!r} and {EXCLUDE_PATH} "
                 f"({dataset.num_episodes - len(usable[number])} episodes); change these, or leave the dataset out"
             )
         chosen.append(own)

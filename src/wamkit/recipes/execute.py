@@ -42,8 +42,6 @@ from wamkit.weight_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-CODEC_BATCHES = 12
-
 
 def execute(run: Run, *, resume: bool = True) -> TrainReport:
     """Train what a recipe describes; `run.output / "policy"` holds the policy when all stages are done.
@@ -243,6 +241,8 @@ def _require_fit(run: Run, data: TrainingData) -> RobotSpec:
         raise ValueError(
             f"{data.name} says nothing of its robot; describe it with `wamkit data describe {data.datasets[0].root}`"
         )
+    if run.data.cameras:
+        robot = robot.with_cameras(run.data.cameras)
     model = run.model
     size = (model.image_size, model.image_size)
     offered = {
@@ -424,9 +424,9 @@ def _fitted_codecs(
     else:
         with atomic_folder(folder) as partial:
             batches = []
-            if run.model.fits_codecs:  # others are pretrained
+            if run.model.codec_batches:  # others are pretrained
                 loader = make_loader()
-                batches = [loader.batch(step) for step in range(CODEC_BATCHES)]
+                batches = [loader.batch(step) for step in range(run.model.codec_batches)]
             family_module(run.model.family).FAMILY.fit_codecs(
                 run.model,
                 batches,

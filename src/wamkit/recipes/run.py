@@ -25,6 +25,9 @@ class DataConfig:
             FOLDER_NAME=0:40, of each of them without a name. By default all. What a dataset's
             meta/wamkit_exclude.json lists is always left out.
         tasks: sentences of the episodes trained on; by default all.
+        split: train on one part of each dataset as `wamkit data split` parts it: `train` leaves out what `val_ind` and
+            `val_ood` measure on.
+        cameras: cameras of the datasets that the model sees, in view order; by default all.
         statistics: file of statistics to normalize with, in place of those of the data: wamkit's own, openpi's
             norm_stats.json or WAV's. What it lacks (values, differences) is computed from the data.
         statistics_entry: which statistics of a WAV file, as libero_eef; needed when it holds several.
@@ -53,6 +56,8 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     episodes: tuple[int | str, ...] = ()
     tasks: tuple[str, ...] = ()
+    split: Literal["all", "train", "val_ind", "val_ood"] = "all"
+    cameras: tuple[str, ...] = ()
     statistics: Path = Path()
     statistics_entry: str = ""
     pick: Literal["random", "uniform", "spaced"] = "spaced"

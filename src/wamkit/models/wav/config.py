@@ -182,9 +182,9 @@ class WAVConfig(ModelConfig):
         return ("video", *(part for part, expert in experts.items() if expert is not None))
 
     @property
-    def fits_codecs(self) -> bool:
-        """Whether the image codec is fitted; the text encoder never is."""
-        return self.codec.video == "patch"
+    def codec_batches(self) -> int:
+        """Batches that the image codec is fitted to, if it is; the text encoder never is."""
+        return 12 if self.codec.video == "patch" else 0
 
     @property
     def value_steps(self) -> tuple[int, ...]:

@@ -237,9 +237,11 @@ class WorldVLAConfig(ModelConfig):
         return True
 
     @property
-    def fits_codecs(self) -> bool:
-        """Whether the image tokeniser learns from the data."""
-        return not self.codec.pretrained
+    def codec_batches(self) -> int:
+        """Batches that the image tokeniser is fitted to, if it is."""
+        if self.codec.pretrained:
+            return 0
+        return 48 if self.codec.image == "patch_vq" else 12
 
     def codec_record(self) -> dict[str, Any]:
         """What decides the ids of an image."""

@@ -327,10 +327,10 @@ class WorldVLA:
         return rearrange(flat, "(b v t) y x -> b v 1 t y x", b=video.shape[0], v=video.shape[1])
 
     @torch.no_grad()
-    def decode_frames(self, codes: Int[Tensor, "b v 1 t y x"]) -> UInt8[Tensor, "b v t h w c"]:
+    def decode_frames(self, encoded: Int[Tensor, "b v 1 t y x"]) -> UInt8[Tensor, "b v t h w c"]:
         """The frames of codes."""
-        flat = self.image_tokenizer.decode(rearrange(codes, "b v 1 t y x -> (b v t) y x"))
-        return rearrange(flat, "(b v t) h w c -> b v t h w c", b=codes.shape[0], v=codes.shape[1])
+        flat = self.image_tokenizer.decode(rearrange(encoded, "b v 1 t y x -> (b v t) y x"))
+        return rearrange(flat, "(b v t) h w c -> b v t h w c", b=encoded.shape[0], v=encoded.shape[1])
 
     @torch.no_grad()
     def control_step(
