@@ -78,7 +78,8 @@ def imagine(
         starts.append(reached)
         reached += steps[-1]
         if len(chunks) < num_chunks:
-            observation = _observed(observation, prediction, future[:, :, -1].cpu(), steps[-1] - action_offset)
+            row, reads_state = steps[-1] - action_offset, policy.model.reads_state
+            observation = _observed(observation, prediction, future[:, :, -1].cpu(), row, reads_state=reads_state)
     ahead = chunks[0].sampled.future_steps or ()
     horizon = chunks[0].actions.shape[1]
     rows = range(action_offset, action_offset + horizon)
@@ -97,14 +98,21 @@ def imagine(
     )
 
 
-def _observed(observation: Observation, prediction: Prediction, frame: Tensor, row: int) -> Observation:
+def _observed(
+    observation: Observation, prediction: Prediction, frame: Tensor, row: int, *, reads_state: bool
+) -> Observation:
     """What would be observed at the end of a chunk: `frame`, and the state predicted for `row` of its actions."""
-    if prediction.states is None:
-        raise ValueError("this policy predicts no states, and needs one to imagine a second chunk; use num_chunks=1")
-    last = prediction.states.shape[1] - 1
+    states = prediction.states
+    if states is None and reads_state:
+        raise ValueError(
+            "this policy reads the robot's state and predicts none, so it cannot imagine a second chunk of its own; use "
+            "num_chunks=1 (--chunks 1), or let it imagine along recorded actions (`wamkit quality`)"
+        )
+    # a state that nothing reads stays what it was
+    state = observation.state if states is None else states[:, min(row, states.shape[1] - 1)]
     return Observation(
         video=torch.cat((observation.video[:, :, 1:], frame[:, :, None]), dim=2),
-        state=prediction.states[:, min(row, last)],
+        state=state,
         task=observation.task,
     )
 

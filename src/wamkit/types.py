@@ -266,6 +266,11 @@ class Acting(Protocol):
 
     network: nn.Module
 
+    @property
+    def reads_state(self) -> bool:
+        """Whether what it decides and imagines depends on the robot's state."""
+        ...
+
     def encode_frames(self, video: UInt8[Tensor, "b v t h w c"]) -> Tensor:
         """Encoded frames `b v c t …`, each on its own, to be remembered."""
         ...

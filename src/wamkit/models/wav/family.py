@@ -269,6 +269,11 @@ class WAV:
         """Where the network's weights are."""
         return self.network.proj_in.weight.device
 
+    @property
+    def reads_state(self) -> bool:
+        """Whether the state stands before the action tokens."""
+        return self.config.has_state_token
+
     def parts(self) -> dict[str, list[str]]:
         """Parameter names of the video stream, the value expert and the action expert."""
         parts: dict[str, list[str]] = {}
