@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_families import WAVWindows, build_wav
+from families import FAMILIES
 
 import wamkit
 from wamkit.models.wav import objective as wav
@@ -65,7 +65,7 @@ class Rows:
     """This process's rows of each batch; the last process may be made to stumble over one of them."""
 
     def __init__(self, stage: TrainStage, trouble: str | None = None) -> None:
-        self.source = WAVWindows(stage)
+        self.source = FAMILIES["wav"].make_batches(stage)
         self.batch_size, self.trouble = stage.batch_size, trouble if rank() == 1 else None
 
     def batch(self, step: int) -> Batch:
@@ -89,7 +89,11 @@ def run(folder: Path, *, trouble: str | None = None, model: WAV | None = None, *
 
     settings: dict[str, Any] = {"seed": 7, "save_every": 1, "keep": 20, "save_policy": save_policy}
     return train(
-        model or build_wav(1), changes.pop("stages", stages()), make_batches, folder=folder, **settings | changes
+        model or FAMILIES["wav"].build(1),
+        changes.pop("stages", stages()),
+        make_batches,
+        folder=folder,
+        **settings | changes,
     )
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from processes import TIMEOUT_S, Processes, Rows, run, stages
 from safetensors import safe_open
-from test_families import build_wav
 
 from wamkit.lock import FolderLock
 from wamkit.training.log import read_metrics
@@ -133,7 +133,7 @@ def test_two_continue_in_bf16_what_they_began(two: Processes, together: Path, tm
 
 def test_one_continues_what_two_wrote(together: Path, alone: Path, tmp_path: Path) -> None:
     cut(together, tmp_path / "run")
-    report = run(tmp_path / "run", model=build_wav(99))
+    report = run(tmp_path / "run", model=FAMILIES["wav"].build(99))
     assert (report.steps, report.resumed_from.name) == (1, "action-step_1")
     assert_same_run(tmp_path / "run", alone)
 

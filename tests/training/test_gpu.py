@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES
 from processes import run
-from test_families import build_wav
 
 from wamkit.draws import SeededDraws
 from wamkit.planning.cem import plan
@@ -34,7 +34,7 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(folder: Path, **changes: object) -> list[dict]:
     """The metrics of a run of all three stages on the GPU."""
-    run(folder, model=build_wav(1).to(DEVICE), device=DEVICE, **changes)
+    run(folder, model=FAMILIES["wav"].build(1).to(DEVICE), device=DEVICE, **changes)
     return read_metrics(folder / "metrics.jsonl")
 
 
@@ -60,7 +60,7 @@ def test_training_in_bf16_is_finite_and_near(on_cpu: Path, tmp_path: Path) -> No
 
 def planned(device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The actions of two robots' control step after two rounds of planning."""
-    model = build_wav(1).to(device)
+    model = FAMILIES["wav"].build(1).to(device)
     model.network.eval().to(dtype)
     size = model.config.image_size
     video = torch.randint(

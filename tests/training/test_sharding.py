@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES
 from processes import Rows, run, stages
-from test_families import build_wav
 from torch import nn
 
 from wamkit.parallel import is_grouped, process_group
@@ -39,7 +39,7 @@ def gradients(model: object, stage: object, *, recomputed: bool) -> tuple[float,
 
 
 def test_blocks_are_those_of_every_stream() -> None:
-    network = build_wav(1).network
+    network = FAMILIES["wav"].build(1).network
     chosen = blocks(network)
     assert len(chosen) == 3 * network.config.num_layers
     assert {type(block).__name__ for block in chosen} == {"LTXBlock", "ExpertBlock"}
@@ -49,7 +49,7 @@ def test_blocks_are_those_of_every_stream() -> None:
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_computing_activations_twice_changes_no_gradient(number: int) -> None:
     stage = stages()[number]
-    model = build_wav(1)
+    model = FAMILIES["wav"].build(1)
     loss, wanted = gradients(model, stage, recomputed=False)
     again, got = gradients(model, stage, recomputed=True)
     assert again == loss and got.keys() == wanted.keys()
@@ -60,7 +60,7 @@ def test_computing_activations_twice_changes_no_gradient(number: int) -> None:
 def test_fewer_activations_are_kept() -> None:
     """Bytes that the backward pass finds; with checkpointing only what lies outside the blocks, and block inputs."""
     stage = stages()[2]
-    model = build_wav(1)
+    model = FAMILIES["wav"].build(1)
 
     def kept(recomputed: bool) -> int:
         storages: dict[int, int] = {}
@@ -90,7 +90,7 @@ def test_a_whole_run_with_recomputed_activations_is_the_same_run(tmp_path: Path)
 @pytest.mark.slow
 def test_bf16_computes_coarsely_and_keeps_weights_in_fp32(tmp_path: Path) -> None:
     run(tmp_path / "fp32")
-    model = build_wav(1)
+    model = FAMILIES["wav"].build(1)
     run(tmp_path / "run", precision="bf16", model=model)
     assert not is_grouped() and is_sharded(model.network)
     plain, coarse = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("fp32", "run"))
@@ -105,7 +105,7 @@ def test_bf16_computes_coarsely_and_keeps_weights_in_fp32(tmp_path: Path) -> Non
     # Cut and continued it is the same run, bit for bit.
     shutil.copytree(last, tmp_path / "expected")
     shutil.rmtree(last)
-    report = run(tmp_path / "run", precision="bf16", model=build_wav(5))
+    report = run(tmp_path / "run", precision="bf16", model=FAMILIES["wav"].build(5))
     assert report.resumed_from.name == "action-step_1"
     continued = read_weights(last)
     assert all(torch.equal(continued[name], tensor) for name, tensor in weights.items())
@@ -119,7 +119,7 @@ def test_fp32_goes_on_from_what_bf16_wrote_only_when_told(tmp_path: Path) -> Non
 
 
 def test_a_network_is_sharded_once() -> None:
-    model = build_wav(1)
+    model = FAMILIES["wav"].build(1)
     expected = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     with process_group("cpu", alone=True):
         ShardedLoss(model, torch.device("cpu"))
