@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from torch import nn
 
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
 from wamkit.models.wav import config as wav
@@ -19,6 +20,7 @@ from wamkit.planning.config import WAV as WAV_PRESET
 from wamkit.planning.config import PlannerConfig
 from wamkit.policy import Policy
 from wamkit.spec import RobotSpec
+from wamkit.types import Decoder
 from wamkit.untrained import untrained_policy
 
 CONFIG = wav.tiny(action_dim=3, state_dim=3)
@@ -40,7 +42,8 @@ class Watched:
     """
 
     def __init__(self, model: WAV) -> None:
-        self.model, self.network = model, model.network
+        self.model, self.reads_state = model, model.reads_state
+        self.network: nn.Module = model.network
         self.memories: list[torch.Tensor] = []
         self.known: list[list[list[bool]] | None] = []
 
@@ -48,11 +51,20 @@ class Watched:
         """Frames as they are, so that a memory can be read."""
         return rearrange(video, "b v t h w c -> b v c t h w")
 
-    def control_step(self, memory: torch.Tensor, *told: Any, known: torch.Tensor | None, **options: Any) -> Any:
+    def control_step(
+        self,
+        memory: torch.Tensor,
+        state: torch.Tensor,
+        task: list[str],
+        num_steps: int,
+        *,
+        max_rows: int = 32,
+        known: torch.Tensor | None = None,
+    ) -> Decoder:
         self.memories.append(rearrange(memory, "b v c t h w -> b t v h w c"))
         self.known.append(None if known is None else known.tolist())
         latents = self.model.encode_frames(rearrange(memory, "b v c t h w -> b v t h w c"))
-        return self.model.control_step(latents, *told, known=known, **options)
+        return self.model.control_step(latents, state, task, num_steps, max_rows=max_rows, known=known)
 
     def save_codecs(self, folder: Path) -> None:
         raise AssertionError("not saved")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from wamkit_client import AsyncClient, ChunkBroker, Client, PolicyChanged, RealTimeChunks, ServerError, pack
 
+from wamkit.chunking import steps_to_tell
 from wamkit.serving.server import Server
 
 from ..serving.conftest import TASK, alone, observation
@@ -95,6 +96,98 @@ def test_after_an_error_the_broker_asks_again() -> None:
     with pytest.raises(ServerError, match="broken"):
         broker.act({"step": 4})
     assert broker.act({"step": 5})[0] == 200 and asked(server) == [(0, 0), (4, 4), (5, 4)]
+
+
+def remembering(stride: int, num_context: int = 2, **settings: Any) -> Counting:
+    """One whose policy remembers frames that are a stride apart."""
+    server = Counting(**settings)
+    server.metadata |= {"context_stride": stride, "num_context": num_context}
+    return server
+
+
+def told(server: Counting) -> list[tuple[int, int, bool]]:
+    """Step, count of executed actions, and whether it was only to be remembered, of each request."""
+    return [(each["step"], each["executed"], each.get("compute_kv_cache", False)) for each in server.requests]
+
+
+def break_at(server: Counting, number: int) -> None:
+    """Let it fail at its request of that number."""
+    infer = server.infer
+
+    def breaking(observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        if len(server.requests) == number:
+            server.failures = [ServerError("broken")]
+        return infer(observation)
+
+    server.infer = breaking  # type: ignore[method-assign]
+
+
+def test_what_was_seen_the_step_before_is_told_first() -> None:
+    server = remembering(1)
+    server.gate.release(10)
+    broker, camera = ChunkBroker(server), np.zeros(1)
+    for step in range(9):
+        camera[:] = step  # cameras may write into the same memory again
+        broker.act({"step": step, "camera": camera, "prompt": "go", "reset": False, "deadline_ms": 5})
+    assert told(server) == [(0, 0, False), (3, 3, True), (4, 1, False), (7, 3, True), (8, 1, False)]
+    assert server.requests[3]["camera"] == 7
+    assert set(server.requests[1]) == {"step", "camera", "executed", "compute_kv_cache"}
+    assert broker.counts.requests == 3
+    broker.act({"step": 9})
+    broker.reset()
+    broker.act({"step": 10})
+    assert told(server)[5:] == [(10, 0, False)]
+
+
+@pytest.mark.parametrize(
+    ("stride", "num_context", "wanted"),
+    [
+        (2, 3, [(2, 2, True), (4, 2, False), (6, 2, True), (8, 2, False)]),
+        (2, 2, [(2, 2, True), (4, 2, False), (6, 2, True), (8, 2, False)]),
+        (1, 3, [(2, 2, True), (3, 1, True), (4, 1, False), (6, 2, True), (7, 1, True), (8, 1, False)]),
+        (4, 2, [(4, 4, False), (8, 4, False)]),
+        (3, 3, [(1, 1, True), (2, 1, True), (4, 2, False), (5, 1, True), (6, 1, True), (8, 2, False)]),
+        (5, 2, [(3, 3, True), (4, 1, False), (7, 3, True), (8, 1, False)]),
+        (7, 1, [(4, 4, False), (8, 4, False)]),
+    ],
+)
+def test_all_that_the_policy_remembers_is_told(
+    stride: int, num_context: int, wanted: list[tuple[int, int, bool]]
+) -> None:
+    """Also what it remembers in the call after the next one, when a chunk is no multiple of the stride."""
+    server = remembering(stride, num_context)
+    server.gate.release(20)
+    broker = ChunkBroker(server)
+    for step in range(9):
+        broker.act({"step": step})
+    assert told(server) == [(0, 0, False), *wanted]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("horizon", [1, 3, 4, 6])
+def test_the_broker_tells_what_a_closed_loop_tells(stride: int, horizon: int) -> None:
+    server = remembering(stride, num_context=3)
+    server.gate.release(30)
+    broker = ChunkBroker(server, execution_horizon=horizon)
+    for step in range(horizon + 1):
+        broker.act({"step": step})
+    wanted = steps_to_tell(horizon, horizon=horizon, num_context=3, stride=stride)
+    assert [step for step, _, is_remembered in told(server) if is_remembered] == list(wanted)
+
+
+def test_after_an_error_nothing_is_told_twice() -> None:
+    for failing in (1, 2):  # the frame before, and the one that asks
+        server = remembering(1)
+        server.gate.release(20)
+        broker = ChunkBroker(server)
+        for step in range(4):
+            broker.act({"step": step})
+        break_at(server, failing)
+        with pytest.raises(ServerError, match="broken"):
+            broker.act({"step": 4})
+        broker.act({"step": 4})
+        after = [(3, 3, True), (4, 1, False)] if failing == 1 else [(4, 1, False)]
+        assert told(server)[failing + 1 :] == after
 
 
 # RealTimeChunks
@@ -348,3 +441,61 @@ def test_a_served_policy_ahead_of_time(server: Server) -> None:
             chunks.wait()
     first, second = alone([0, 2], seed=3, executed=2)
     assert np.array_equal(actions, [*first[:3], second[1]])  # asked after two actions, there one action later
+
+
+def test_asking_ahead_tells_what_was_seen_the_step_before() -> None:
+    server = remembering(1, steps=8)
+    with RealTimeChunks(server, ask_after=3, blend=0) as chunks:
+        server.gate.release(20)
+        camera = np.zeros(1)
+        for step in range(8):
+            camera[:] = step
+            chunks.act({"step": step, "camera": camera, "value": True})
+            chunks.wait(10)
+    assert told(server) == [(0, 0, False), (2, 2, True), (3, 1, False), (5, 2, True), (6, 1, False)]
+    assert [float(request["camera"][0]) for request in server.requests] == [0, 2, 3, 5, 6]
+    assert "value" not in server.requests[1]
+
+
+def test_only_what_was_seen_since_the_last_request_is_told() -> None:
+    server = remembering(2, num_context=3, steps=9)
+    with RealTimeChunks(server, ask_after=3, blend=0) as chunks:
+        server.gate.release(20)
+        for step in range(7):
+            chunks.act({"step": step})
+            chunks.wait(10)
+        assert told(server) == [(0, 0, False), (1, 1, True), (3, 2, False), (4, 1, True), (6, 2, False)]
+        chunks.reset()
+        chunks.act({"step": 7})
+        assert told(server)[-1] == (7, 0, False)
+
+
+def test_a_robot_that_holds_still_tells_what_it_saw_before_it_moved_last() -> None:
+    server = remembering(1, steps=2)
+    with RealTimeChunks(server, ask_after=9, blend=0) as chunks:
+        server.gate.release()
+        chunks.act({"step": 0})
+        assert run(chunks, 3, 1) == [1, None, None]
+        server.gate.release(2)
+        assert chunks.wait(10)
+    assert told(server) == [(0, 0, False), (1, 1, True), (2, 1, False)]
+
+
+@pytest.mark.parametrize(("failing", "after"), [(1, [(3, 3, True), (4, 1, False)]), (2, [(4, 2, True), (5, 1, False)])])
+def test_after_an_error_the_server_counts_from_what_it_was_told_last(
+    failing: int, after: list[tuple[int, int, bool]]
+) -> None:
+    server = remembering(1, steps=8)
+    with RealTimeChunks(server, ask_after=3, blend=0) as chunks:
+        server.gate.release(9)
+        for step in range(3):
+            chunks.act({"step": step})
+        break_at(server, failing)
+        chunks.poll({"step": 3})
+        assert chunks.wait(10)
+        with pytest.raises(ServerError, match="broken"):
+            chunks.poll({"step": 4})
+        for step in (4, 5):
+            chunks.poll({"step": step})
+            assert chunks.wait(10)
+    assert told(server)[failing + 1 :] == after

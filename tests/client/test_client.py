@@ -385,6 +385,7 @@ def serving_in_turn(*served: dict[str, Any]) -> Callable[[ServerConnection, int]
     [
         ({"action_horizon": 9}, "action_horizon is 9 and was 6; make a new client, and new brokers"),
         ({"action": ["dx"]}, r"action is \['dx'\] and was \['dx', 'gripper'\]"),
+        ({"context_stride": 1}, "context_stride is 1 and was None"),
         ({"cameras": []}, r"cameras is \[\] and was \[{'height': 8, 'name': 'front'"),
         ({"identity": {"name": "a", "fingerprint": "4567"}}, "fingerprint is '4567' and was '0123'"),
         ({"identity": None}, "fingerprint is None"),

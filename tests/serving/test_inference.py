@@ -18,7 +18,7 @@ from wamkit.policy import Policy
 from wamkit.serving.inference import Answer, Batching, Call, Inference
 from wamkit.serving.requests import Settings
 
-from ..policies import EPISODE, PLANNER, VIDEO, make_policy
+from ..policies import EPISODE, PLANNER, VIDEO, make_policy, watched
 from .conftest import TASK, alone
 
 SETTINGS = Settings(num_steps=3, planner=None)
@@ -312,3 +312,46 @@ def test_variants_are_bounded() -> None:
         inference.submit(request).result()
     assert len(inference._variants) <= 8
     inference.stop()
+
+
+class Counted(Policy):
+    """A policy that notes how many robots each of its calls is for."""
+
+    sizes: list[tuple[str, int]]
+
+    def remember(self, slots: Any, **inputs: Any) -> None:
+        self.sizes.append(("remember", len(slots)))
+        super().remember(slots, **inputs)
+
+    def decide(self, slots: Any, **inputs: Any) -> Any:
+        self.sizes.append(("decide", len(slots)))
+        return super().decide(slots, **inputs)
+
+    def varied(self, **settings: Any) -> Counted:
+        return self
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_memory_with_a_stride_is_warm_full_and_empty_and_exact_where_asked(exact: bool) -> None:
+    plain, model = watched(2)
+    policy = Counted(model, plain.spec, plain.transforms, num_steps=1)
+    policy.sizes = []
+    inference = Inference(policy, Batching(max_batch=2, max_wait_s=0.5, exact=exact), SETTINGS)
+    inference.start()
+    try:
+        warm = [row for call in model.known for row in call or ()]
+        assert [False, True] in warm and [True, True] in warm
+        model.known.clear()
+        policy.sizes.clear()
+        options = {"executed": 0, "exact": exact}
+        wait([ask(inference, slot, seed=slot, **options) for slot in (5, 6)])
+        policy.sizes.clear()
+        model.known.clear()
+        model.memories.clear()
+        wait([ask(inference, slot, row=2, remember_only=True, exact=exact, executed=2) for slot in (5, 6)])
+        assert policy.sizes == ([("remember", 1)] * 2 if exact else [("remember", 2)])
+        wait([ask(inference, slot, row=slot, exact=exact, executed=slot - 3) for slot in (5, 6)])
+        assert [row for call in model.known for row in call or ()][-2:] == [[True, True], [False, True]]
+        assert torch.equal(torch.cat(model.memories)[-2:], VIDEO[torch.tensor([[2, 5], [6, 6]])])
+    finally:
+        inference.stop()

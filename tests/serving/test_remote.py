@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,16 @@ from wamkit_client import BadRequest, ConnectionLost, PolicyChanged, pack
 from websockets.sync.server import ServerConnection, serve
 
 from wamkit.batching import ExactBatches
+from wamkit.envs.base import EpisodeRequest
+from wamkit.envs.workers import WorkerPool
+from wamkit.rollout import rollout
+from wamkit.serving.inference import Batching
 from wamkit.serving.remote import RemotePolicy
 from wamkit.serving.server import Server
-from wamkit.types import ActingPolicy, ActionChunk
+from wamkit.spec import CameraSpec
+from wamkit.types import ActingPolicy, ActionChunk, RememberingPolicy
 
-from ..policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy
+from ..policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy, watched
 from .conftest import TASK, serving
 
 
@@ -58,6 +65,52 @@ def test_several_robots_get_what_they_would_get_here() -> None:
                     assert torch.equal(theirs[row], ours[0]), key
                 assert chunk.imagined.video_steps == wanted.imagined.video_steps
             assert {"encode", "plan", "act"} == set(chunk.timing)
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_a_closed_loop_through_the_wire_remembers_as_one_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a policy that remembers the step just before, and episodes that begin while others are under way."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "envs")
+    import line_world
+
+    robot = dataclasses.replace(line_world.ROBOT, cameras=(CameraSpec(name="front", height=32, width=32),))
+    requests = [EpisodeRequest(task="line", layout=20, layout_seed=0, seed=seed) for seed in range(3)]
+
+    def courses(policy: ActingPolicy) -> dict[int, tuple[Any, ...]]:
+        exact = ExactBatches(policy=policy, first_slot=2, executed=3)
+        outcomes = rollout(
+            policy,
+            pool,
+            requests,
+            max_steps=lambda request: 8 + request.seed,
+            execution_horizon=3,
+            record=[2],
+            exact=exact,
+        )
+        found = {}
+        for outcome in outcomes:
+            assert outcome.error is None
+            calls = () if outcome.trace is None else outcome.trace.calls
+            imagined = [None if call.video is None else call.video.tobytes() for call in calls]
+            found[outcome.index] = outcome.digest, outcome.steps, imagined
+        return found
+
+    (here, _), (served, model) = watched(1, robot=robot), watched(1, robot=robot)
+    factory = line_world.LineFactory(robot=robot, is_counted=True)
+    with WorkerPool(factory, 2) as pool, serving(served, Batching(max_batch=2)) as server, remote(server) as there:
+        assert isinstance(there, RememberingPolicy) and there.spec == here.spec
+        assert there.metadata["context_stride"] == 1
+        assert there.metadata["send"].endswith(
+            "and before it what was seen 1 control step earlier, each with 'compute_kv_cache' true and 'executed'"
+        )
+        model.memories.clear()
+        model.known.clear()
+        assert courses(there) == courses(here)
+    steps = (torch.cat(model.memories)[:, :, 0, 0, 0, 0] // 8).tolist()
+    known = [row for call in model.known for row in call or ()]
+    later = [(memory, seen) for memory, seen in zip(steps, known, strict=True) if memory[-1] > 0]
+    assert len(later) >= 7
+    assert all(memory == [memory[-1] - 1, memory[-1]] and seen == [True, True] for memory, seen in later)
 
 
 def test_shared_calls_are_found_to_change_nothing(server: Server) -> None:

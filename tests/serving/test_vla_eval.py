@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from wamkit_client import pack, unpack
 from websockets.sync.client import ClientConnection, connect
 
 from wamkit.serving.server import Server
 
-from ..policies import EPISODE
-from .conftest import TASK, observation
+from ..policies import EPISODE, VIDEO, watched
+from .conftest import TASK, observation, serving
 
 FRONT, WRIST = observation()["obs"]
 
@@ -74,6 +75,18 @@ def test_one_action_for_each_observation_and_a_call_for_each_horizon(server: Ser
     assert [reply["seq"] for reply in replies] == list(range(7, 15))
     assert {reply["type"] for reply in replies} == {"action"}
     assert all(reply["payload"]["actions"].dtype == np.float32 for reply in replies)
+
+
+def test_what_comes_between_two_calls_is_remembered() -> None:
+    policy, model = watched(1)
+    with serving(policy) as server, connect(f"{server.url}/vla-eval") as connection:
+        model.memories.clear()
+        for _ in range(2):
+            connection.send(frame("episode_start", {"task_description": TASK}))
+            replies = [ask(connection, frame("observation", seen(step))) for step in range(9)]
+            assert {reply["type"] for reply in replies} == {"action"}
+    wanted = VIDEO[torch.tensor([[0, 0], [3, 4], [7, 8]])]
+    assert torch.equal(torch.cat(model.memories), torch.cat((wanted, wanted)))
 
 
 def encoded(kind: str, array: np.ndarray = FRONT) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from being answered, nor a slow connection the policy.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -248,24 +249,27 @@ class Inference:
         draws = np.random.default_rng(0)
         shape = (len(spec.robot.cameras), spec.robot.cameras[0].height, spec.robot.cameras[0].width, 3)
         sizes = range(1, self.batching.max_batch + 1) if self.batching.exact else {1, self.batching.max_batch}
-        for size in sizes:
+        # A memory with a stride may be read in another way when it is full: fill it, and ask again.
+        stride, more = spec.context_stride or 0, spec.num_context if spec.context_reach else 0
+        for size, number in itertools.product(sizes, range(1 + more)):
             calls = [
                 Call(
-                    slot=row,
+                    slot=self.batching.max_batch + row,  # trials use those before
                     video=draws.integers(0, 256, shape, np.uint8),
                     state=np.zeros(len(spec.robot.state), np.float32),
                     task=(spec.tasks or ("warm up",))[0],
-                    executed=0,
+                    executed=stride if number else 0,
                     settings=self._settings,
-                    seed=row,
+                    seed=None if number else row,
                     exact=self.batching.exact,
+                    remember_only=0 < number < more,
                 )
                 for row in range(size)
             ]
             self._serve(calls)
             for call in calls:
                 call.answer.result()
-        self._policy.forget(range(self.batching.max_batch))
+        self._policy.forget(range(2 * self.batching.max_batch))
 
     def _run(self) -> None:
         while True:
@@ -350,12 +354,19 @@ class Inference:
 
     def _parts(self, calls: list[Call]) -> list[list[Call]]:
         """The policy calls that some calls may share."""
-        if len(calls) == 1 or not calls[0].exact or calls[0].remember_only:
+        if len(calls) == 1 or not calls[0].exact:
             return [calls]
+        if calls[0].remember_only:
+            return [[call] for call in calls]  # frames encoded together may round differently, and are soon encoded
         policy, batches = self._variant(calls[0].settings)
+        known = [
+            1 if call.seed is not None else policy.num_known([call.slot], executed=[call.executed])[0]
+            for call in calls
+            if policy.spec.context_reach
+        ]
         video, state, task = _stacked(calls)
         try:
-            is_exact = batches.allows(video, state, task, calls[0].imagine)
+            is_exact = batches.allows(video, state, task, calls[0].imagine, known)
         except Exception as error:
             logger.warning("a trial of sharing calls failed: %s", error)
             is_exact = False

@@ -20,7 +20,7 @@ from wamkit.types import ActionChunk, Imagined
 
 
 class RemotePolicy:
-    """A `types.ActingPolicy` behind a `wamkit serve`; every slot has a connection of its own.
+    """A `types.RememberingPolicy` behind a `wamkit serve`; every slot has a connection of its own.
 
     It asks for exact batching, so that each robot gets, bit for bit, what the policy would give it in this process.
 
@@ -90,22 +90,8 @@ class RemotePolicy:
             ServerError: the server refuses, or fails.
             ConnectionLost: the server was lost, and with it what it remembered of an episode.
         """
-        unknown = [slot for slot in slots if slot not in self._clients]
-        if unknown:
-            raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
-        requests = [
-            {
-                "obs": video[row].numpy(),
-                "cameras": list(self.spec.robot.camera_names),
-                "state": state[row].numpy(),
-                "prompt": task[row],
-                "executed": executed[row],
-                "batching": "exact",
-                "imagine": record,
-            }
-            for row in range(len(slots))
-        ]
-        replies = list(self._workers.map(self._infer, slots, requests))
+        asked = [{"state": state[row].numpy(), "prompt": task[row], "imagine": record} for row in range(len(slots))]
+        replies = self._ask(slots, video, executed, asked)
         phases = [reply["policy_timing"] for reply in replies]
         return ActionChunk(
             actions=torch.from_numpy(np.stack([reply["actions"] for reply in replies])),
@@ -113,12 +99,34 @@ class RemotePolicy:
             timing={key.removesuffix("_ms"): max(phase[key] for phase in phases) / 1000 for key in phases[0]},
         )
 
+    def remember(self, slots: Sequence[int], *, video: UInt8[Tensor, "b v h w c"], executed: Sequence[int]) -> None:
+        """Take frames into the slots' memories without acting, see `Policy.remember`.
+
+        Raises:
+            What `act` raises.
+        """
+        self._ask(slots, video, executed, [{"compute_kv_cache": True}] * len(slots))
+
     def close(self) -> None:
         """Leave the server."""
         for client in self._clients.values():
             client.close()
         self._clients.clear()
         self._workers.shutdown()
+
+    def _ask(
+        self, slots: Sequence[int], video: Tensor, executed: Sequence[int], asked: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """A reply for each slot to what is asked of what it sees; the requests travel at the same time."""
+        unknown = [slot for slot in slots if slot not in self._clients]
+        if unknown:
+            raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
+        cameras = list(self.spec.robot.camera_names)
+        requests = [
+            {"obs": frame.numpy(), "cameras": cameras, "executed": count, "batching": "exact", **more}
+            for frame, count, more in zip(video, executed, asked, strict=True)
+        ]
+        return list(self._workers.map(self._infer, slots, requests))
 
     def _infer(self, slot: int, request: dict[str, Any]) -> dict[str, Any]:
         client = self._clients[slot]

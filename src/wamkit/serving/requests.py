@@ -162,6 +162,18 @@ class RequestReader:
             f"({', '.join(channel.name for channel in robot.state)}), and 'prompt'"
         )
 
+    @property
+    def wanted_before(self) -> str:
+        """What to send before a request for actions, for the metadata; empty where nothing is remembered between."""
+        stride, reach = self.spec.context_stride, self.spec.context_reach
+        if stride is None or not reach:
+            return ""
+        steps = ", ".join(str(steps) for steps in range(reach, 0, -stride))
+        return (
+            f"; and before it what was seen {steps} control step{'s' * (steps != '1')} earlier, each with "
+            "'compute_kv_cache' true and 'executed'"
+        )
+
     def read(self, message: Any) -> Request:
         """A request.
 

@@ -22,6 +22,7 @@ from wamkit_client.errors import BadRequest, ServerError
 from wamkit_client.messages import MessageError, pack, read_array
 
 import wamkit
+from wamkit.chunking import steps_to_tell
 from wamkit.serving import openpi
 from wamkit.serving.channel import Channel, Left
 from wamkit.serving.service import PROTOCOL, Service, Session
@@ -73,6 +74,7 @@ class _Talk:
         self.session: Session = service.open(DIALECT, channel.peer)
         self.actions: np.ndarray | None = None
         self.next = 0
+        self.told = 0  # actions of the chunk that were run when the policy was told of a frame last
 
     async def answer(self, frame: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         kind, payload = frame["type"], frame["payload"]
@@ -87,7 +89,7 @@ class _Talk:
         if kind == "observation":
             return "action", {"actions": await self._act(payload)}
         if kind == "episode_start":
-            self.actions, self.next = None, 0
+            self.actions, self.next, self.told = None, 0, 0
             task = payload.get("task_description")
             self.session.begin(task=task if isinstance(task, str) else None)
         if kind == "error":
@@ -99,17 +101,23 @@ class _Talk:
     async def _act(self, payload: Mapping[str, Any]) -> np.ndarray:
         observation = {key: value for key, value in payload.items() if key not in UNUSED}
         observation = await asyncio.to_thread(_with_images, observation, self.service)
-        observation["executed"] = self.next
+        observation["executed"] = self.next - self.told
         told = self.service.reader.read(observation)  # what does not fit is refused at every step, not only when asked
         if told.video is None:
             raise BadRequest("expected an observation with images, which is answered with an action, got none")
-        horizon = self.service.spec.execution_horizon
+        spec = self.service.spec
+        horizon = spec.execution_horizon
         is_new = told.begins or (told.task is not None and told.task != self.session.task)
         if self.actions is None or is_new or self.next >= min(horizon, len(self.actions)):
             reply = await self.channel.during(self.session.answer(observation))
             if reply.actions is None:
                 raise BadRequest("expected an observation that asks for actions, got one that is only remembered")
-            self.actions, self.next = reply.actions, 0
+            self.actions, self.next, self.told = reply.actions, 0, 0
+        elif self.next in steps_to_tell(
+            min(horizon, len(self.actions)), horizon=horizon, num_context=spec.num_context, stride=spec.context_stride
+        ):
+            await self.channel.during(self.session.answer({**observation, "compute_kv_cache": True}))
+            self.told = self.next
         self.next += 1
         return self.actions[self.next - 1]
 

@@ -1,7 +1,8 @@
 """From chunks of actions to the one action that the robot runs now.
 
 `ChunkBroker` asks when a chunk has been run: the robot waits for every answer. `RealTimeChunks` asks while the chunk
-is being run, so that the next one is there in time.
+is being run, so that the next one is there in time. Where the server's metadata says that the policy remembers frames
+some control steps apart (`context_stride`), both keep what the robot saw then, and tell the server before they ask.
 
 Source: the broker of openpi's client; real-time chunking (Black, Galliker and Levine 2025, arXiv 2506.07339), whose
     setting it is: what runs while the answer is computed is settled, and the new chunk continues it.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,6 +23,12 @@ from typing import Any, Protocol
 import numpy as np
 
 __all__ = ["ChunkBroker", "ChunkCounts", "RealTimeChunks"]
+
+
+_OF_A_QUESTION = frozenset(
+    {"prompt", "task_description", "instruction", "task", "reset", "seed", "deadline_ms", "value", "imagine"}
+)
+"""Keys of an observation that are about the actions it asks for; what is only remembered goes without them."""
 
 
 class Infers(Protocol):
@@ -35,7 +43,7 @@ class ChunkCounts:
 
     Args:
         steps: actions given.
-        requests: observations sent.
+        requests: observations sent to be answered with a chunk.
         waits: steps for whose action the robot had to wait.
         waited_s: for how long in all.
         dropped: actions that came too late to be run.
@@ -67,23 +75,33 @@ class ChunkBroker:
         self.last: Mapping[str, Any] = {}
         self._actions: np.ndarray[Any, Any] = np.zeros((0, 0))
         self._next = 0
+        self._seen: list[tuple[int, Mapping[str, Any]]] = []  # to tell before asking, with the actions run before it
+        self._told = 0  # actions run when the server was told of an observation last
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         """The action `[a]` to run now.
 
         Args:
-            observation: what the robot sees now; it is sent when a chunk is over, with `executed` added.
+            observation: what the robot sees now; it is sent when a chunk is over, with `executed` added, after those
+                of the steps before that the policy remembers.
 
         Raises:
             What `client.infer` raises.
         """
         if self._next >= min(self.execution_horizon, len(self._actions)):
             begun = time.perf_counter()
-            self.last = self.client.infer({**observation, "executed": self._next})
-            self._actions, self._next = _actions(self.last), 0
+            while self._seen:
+                count, seen = self._seen[0]
+                self.client.infer(_remembered(seen, count - self._told))
+                self._told = count
+                del self._seen[0]
+            self.last = self.client.infer({**observation, "executed": self._next - self._told})
+            self._actions, self._next, self._told = _actions(self.last), 0, 0
             self.counts.requests += 1
             self.counts.waits += 1
             self.counts.waited_s += time.perf_counter() - begun
+        elif self._next in self._moments():
+            self._seen.append((self._next, _copy(observation)))  # cameras may write into the same memory again
         action: np.ndarray[Any, Any] = self._actions[self._next].copy()  # what arrived is read only
         self._next += 1
         self.counts.steps += 1
@@ -92,7 +110,15 @@ class ChunkBroker:
     def reset(self) -> None:
         """Forget the chunk, at the start of an episode; the server is told by the client's own `reset`."""
         self._actions, self._next = np.zeros((0, 0)), 0
+        self._seen, self._told = [], 0
         self.counts = ChunkCounts()
+
+    def _moments(self) -> set[int]:
+        """Numbers of actions after which the policy remembers what is seen, here or in one of the next chunks."""
+        stride, reach = _memory(self.client)
+        length = min(self.execution_horizon, len(self._actions))
+        ends = range(length, length + reach, length)
+        return {end - back for end in ends for back in range(stride, reach + 1, stride)}
 
 
 class RealTimeChunks:
@@ -103,6 +129,9 @@ class RealTimeChunks:
     Over the next `blend` actions the old chunk fades out and the new one in, gripper commands excepted. The robot waits
     only when the old chunk ends before the new one is there: when an answer takes longer than half of the action
     horizon lasts. Use `ChunkBroker` then: here the far ends of chunks are run, which were decided on long before.
+
+    A policy that remembers frames some control steps apart is told of those since the last request alone, so with an
+    `ask_after` that is no multiple of their distance it remembers less than it could.
 
     Args:
         client: answers observations; it is asked from a thread of its own, one request at a time.
@@ -139,6 +168,8 @@ class RealTimeChunks:
         self._plan: np.ndarray[Any, Any] = np.zeros((0, 0))  # actions to come
         self._since = 0  # actions run since the newest observation that was sent
         self._asked_at = 0  # and how many those were when it was sent
+        self._told = 0  # and how many of those before an observation that the server was told of before that one
+        self._seen: deque[tuple[int, Mapping[str, Any]]] = deque()  # with the actions run before it, of this episode
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         """The action `[a]` to run now; waits when there is none yet.
@@ -175,6 +206,7 @@ class RealTimeChunks:
             self._ask(observation)
         if not len(self._plan):
             return None
+        self._keep(observation)
         action: np.ndarray[Any, Any] = self._plan[0].copy()  # what arrived is read only
         self._plan = self._plan[1:]
         self._since += 1
@@ -197,7 +229,8 @@ class RealTimeChunks:
         self.wait()
         self._pending = None
         self._plan = np.zeros((0, 0))
-        self._since = self._asked_at = 0
+        self._since = self._asked_at = self._told = 0
+        self._seen.clear()
         self.counts = ChunkCounts()
 
     def close(self) -> None:
@@ -213,10 +246,32 @@ class RealTimeChunks:
         self.close()
 
     def _ask(self, observation: Mapping[str, Any]) -> None:
-        request = _copy({**observation, "executed": self._since})  # cameras may write into the same memory again
-        self._asked_at, self._since = self._since, 0
+        stride, reach = _memory(self.client)
+        before, last = [], 0
+        for index, seen in self._seen:
+            back = self.counts.steps - index
+            run = self._since - back  # since the newest observation that was sent
+            if run > 0 and back in range(stride, reach + 1, stride):
+                before.append(_remembered(seen, run - last))
+                last = run
+        request = _copy({**observation, "executed": self._since - last})  # cameras may write into the same memory again
+        self._asked_at, self._since, self._told = self._since, 0, 0
         self.counts.requests += 1
-        self._pending = self._worker.submit(self.client.infer, request)
+        self._pending = self._worker.submit(self._infer, before, request)
+
+    def _infer(self, before: Sequence[dict[str, Any]], request: Mapping[str, Any]) -> Mapping[str, Any]:
+        for seen in before:
+            self.client.infer(seen)
+            self._told += seen["executed"]
+        return self.client.infer(request)
+
+    def _keep(self, observation: Mapping[str, Any]) -> None:
+        """Keep what is seen before an action, as long as the policy may want to remember it."""
+        _, reach = _memory(self.client)
+        while self._seen and self._seen[0][0] <= self.counts.steps - reach:
+            self._seen.popleft()
+        if reach:
+            self._seen.append((self.counts.steps, _copy(observation)))
 
     def _take(self, pending: Future[Mapping[str, Any]]) -> None:
         """Continue with a new chunk."""
@@ -224,7 +279,7 @@ class RealTimeChunks:
         try:
             self.last = pending.result()
         except BaseException:
-            self._since += self._asked_at  # the server counts from the last request that it answered
+            self._since += self._asked_at - self._told  # the server counts from the last request that it answered
             raise
         chunk = _actions(self.last)
         self.counts.dropped += min(self._since, len(chunk))
@@ -247,6 +302,21 @@ def _actions(reply: Mapping[str, Any]) -> np.ndarray[Any, Any]:
             f"expected 'actions' of shape (steps, channels) in the server's answer, got {sorted(map(str, reply))}"
         )
     return actions
+
+
+def _remembered(observation: Mapping[str, Any], executed: int) -> dict[str, Any]:
+    """The request that tells of an observation and asks for nothing."""
+    seen = {key: value for key, value in observation.items() if key not in _OF_A_QUESTION}
+    return {**seen, "executed": executed, "compute_kv_cache": True}
+
+
+def _memory(client: Any) -> tuple[int, int]:
+    """Control steps between two frames that the policy remembers, and from the first to the newest; 1 and 0: none."""
+    metadata = _metadata(client)
+    stride, places = metadata.get("context_stride"), metadata.get("num_context")
+    if not isinstance(stride, int) or not isinstance(places, int) or stride < 1 or places < 1:
+        return 1, 0
+    return stride, (places - 1) * stride
 
 
 def _copy(value: Any) -> Any:

@@ -21,7 +21,7 @@ CLOSED = "this client was closed; make another"
 _SCHEMES = {"ws": "ws", "http": "ws", "": "ws", "wss": "wss", "https": "wss"}
 _LASTING = (
     *("family", "robot", "cameras", "state", "action", "action_kind", "gripper_channels", "gripper_sign"),
-    *("control_hz", "action_horizon", "execution_horizon"),
+    *("control_hz", "num_context", "context_stride", "action_horizon", "execution_horizon"),
 )
 """What a robot's program relies on from one connection to the next, among what servers tell."""
 
