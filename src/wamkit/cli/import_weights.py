@@ -2,6 +2,8 @@ r"""Make a policy folder of weights that a paper's public code trained.
 
     wamkit import step_30000 --like wav-libero --codecs LTX_video_part \
         --statistics stats.jsonl --domain libero --robot libero --output outputs/wav-libero
+    wamkit import model_256/libero_goal --like worldvla-libero --codecs chameleon/tokenizer \
+        --statistics worldvla-libero --robot libero --cameras agentview --output outputs/worldvla-libero-goal
 
 `--like` is the recipe, or WAV's public YAML file, by which they were trained: it says the model's family and sizes and
 what numbers mean. Weights in any layout that the family reads are taken; every tensor has to be there.
@@ -30,13 +32,16 @@ class Options:
     like: str
     """Recipe of the weights, or a YAML file of WAV's public trainer."""
     statistics: Path
-    """What states and actions were normalized with: statistics of wamkit, of openpi or of WAV's public code."""
+    """What states and actions were normalized with: statistics of wamkit, of openpi or of WAV's public code, or
+    worldvla-libero or rynnvla-libero for the limits that these were published with."""
     domain: str | None = None
     """X in the X_eef, X_state_eef, … of a file of WAV's public code; by default the only one."""
     space: Literal["eef", "joint"] | None = None
     """Which of the domain's statistics; by default eef."""
     robot: str
     """libero, a dataset of the robot, or a JSON file of its spec."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of the robot that the policy sees, in view order; by default all."""
     output: Path
     """Folder to make."""
     codecs: Path | None = None
@@ -65,11 +70,12 @@ def run(options: Options) -> int:
 
     if options.codecs is not None:
         recipe = dataclasses.replace(recipe, model=recipe.model.with_pretrained(str(options.codecs)))
+    robot = read_robot(options.robot)
     folder = import_policy(
         options.weights,
         options.output,
         run=recipe,
-        robot=read_robot(options.robot),
+        robot=robot.with_cameras(options.cameras) if options.cameras else robot,
         statistics=_statistics(options, recipe.model),
         dtype=getattr(torch, options.dtype),
     )
@@ -78,10 +84,13 @@ def run(options: Options) -> int:
 
 
 def _statistics(options: Options, model: ModelConfig) -> dict[str, Statistics]:
-    """Those of the file; with a domain it has to be one of WAV's public code."""
+    """Those of the file, or published ones by their name; with a domain it has to be one of WAV's public code."""
     from wamkit.data.given_statistics import read_given_statistics
     from wamkit.data.wav_statistics import read_wav_statistics
+    from wamkit.recipes.worldvla_limits import LIMITS, published_statistics
 
+    if str(options.statistics) in LIMITS:
+        return published_statistics(str(options.statistics))
     if options.domain is not None:
         return read_wav_statistics(options.statistics, domain=options.domain, space=options.space or "eef")
     if options.space is not None:

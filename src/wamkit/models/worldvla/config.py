@@ -293,6 +293,10 @@ class WorldVLAConfig(ModelConfig):
         """Ids of the longest world sample."""
         return self.world_prompt_length + self.frame_length + 1
 
+    def with_pretrained(self, folder: str) -> WorldVLAConfig:
+        """The same model with `vqgan.ckpt` and `text_tokenizer.json` in another folder."""
+        return dataclasses.replace(self, codec=dataclasses.replace(self.codec, pretrained=folder))
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorldVLAConfig:
         """Inverse of `to_dict`.
