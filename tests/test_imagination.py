@@ -14,13 +14,15 @@ from PIL import Image
 
 from wamkit.cli.main import main
 from wamkit.data.lerobot import LeRobotDataset
-from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
+from wamkit.data.synthetic import MemoryDataset, synthetic_episodes, synthetic_robot
 from wamkit.data.writer import LeRobotWriter
-from wamkit.evaluation.imagined import sheet
+from wamkit.evaluation.imagined import imagine_episode, sheet
+from wamkit.evaluation.open_loop_results import DatasetIdentity
+from wamkit.evaluation.results import PolicyIdentity
 from wamkit.imagination import imagine
 from wamkit.types import Observation
 
-from .policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy
+from .policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy, watched
 
 HORIZON = CONFIG.action_horizon
 SEEN = Observation(
@@ -48,6 +50,51 @@ def test_a_chunk_goes_on_from_what_the_one_before_imagined(planned: bool, offset
     assert seen.action_steps == seen.value_steps == tuple(range(offset, 27 + offset))
     assert seen.value is not None and seen.value.shape == (1, 27)
     assert seen.states is not None and seen.states.shape == (1, 27, 3)
+
+
+@pytest.mark.parametrize(
+    ("stride", "num_context", "later", "is_known"),
+    [
+        (1, 2, [[8, 9], [17, 18]], [[True, True]] * 2),
+        (4, 3, [[1, 5, 9], [10, 14, 18]], [[True, True, True]] * 2),
+        (9, 2, [[0, 9], [9, 18]], [[True, True]] * 2),
+        (3, 5, [[0, 0, 3, 6, 9], [6, 9, 12, 15, 18]], [[False, True, True, True, True], [True] * 5]),
+        (11, 2, [[9, 9], [7, 18]], [[False, True], [True, True]]),
+        (20, 2, [[9, 9], [18, 18]], [[False, True]] * 2),
+    ],
+)
+@pytest.mark.usefixtures("types_unchecked")
+def test_a_memory_with_a_stride_is_of_what_was_imagined_for_these_steps(
+    stride: int, num_context: int, later: list[list[int]], is_known: list[list[bool]]
+) -> None:
+    """Step 0 is the newest real frame; what lies before it is known to be made up here."""
+    policy, model = watched(stride, num_context)
+    observation = Observation(
+        video=VIDEO[[4] * num_context].transpose(0, 1)[None],
+        state=SEEN.state,
+        task=SEEN.task,
+        known=torch.tensor([[False] * (num_context - 1) + [True]]),
+    )
+    seen = imagine(policy, observation, num_chunks=3, keys=[(7,)])
+    pictures = torch.cat((observation.video[0, :, -1:], seen.video[0]), dim=1).transpose(0, 1)  # by step
+    assert seen.video_steps == tuple(range(1, 28))
+    for memory, steps in zip(model.memories[1:], later, strict=True):
+        assert torch.equal(memory[0], pictures[steps])
+    assert model.known == [[[False] * (num_context - 1) + [True]], *([known] for known in is_known)]
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_real_frames_are_remembered_as_far_as_they_were_seen() -> None:
+    """With a stride of nine, a chunk's length, the memory of the second chunk reaches back to real frames."""
+    policy, model = watched(9, num_context=3)
+    video = VIDEO[[0, 2, 4]].transpose(0, 1)[None].expand(2, -1, -1, -1, -1, -1)
+    known = torch.tensor([[True, True, True], [False, False, True]])
+    observation = Observation(video=video, state=SEEN.state.expand(2, -1), task=SEEN.task * 2, known=known)
+    seen = imagine(policy, observation, num_chunks=2, keys=[(7,), (8,)])
+    last = seen.video[:, :, 8]
+    assert torch.equal(model.memories[1][0], torch.stack((VIDEO[2], VIDEO[4], last[0])))
+    assert torch.equal(model.memories[1][1], torch.stack((VIDEO[4], VIDEO[4], last[1])))
+    assert model.known[1] == [[True, True, True], [False, True, True]]
 
 
 def test_rows_imagine_apart_from_each_other() -> None:
@@ -102,7 +149,7 @@ def test_a_policy_without_predicted_states_imagines_one_chunk() -> None:
     )
     policy = make_policy(config=config)
     assert imagine(policy, SEEN, num_chunks=1, keys=[(0,)]).states is None
-    with pytest.raises(ValueError, match="predicts no states, and needs one to imagine a second chunk"):
+    with pytest.raises(ValueError, match=r"reads the robot.s state and predicts none"):
         imagine(policy, SEEN, num_chunks=2, keys=[(0,)])
 
 
@@ -129,6 +176,33 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for episode in synthetic_episodes(2, length=22):
             writer.add(episode)
     return root
+
+
+@pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.parametrize(
+    ("stride", "row", "rows", "known"),
+    [
+        (None, 10, [2, 6, 10], [True, True, True]),
+        (None, 5, [0, 1, 5], [False, True, True]),
+        (1, 10, [8, 9, 10], [True, True, True]),
+        (1, 0, [0, 0, 0], [False, False, True]),
+        (3, 4, [1, 1, 4], [False, True, True]),
+    ],
+)
+def test_an_imagination_begins_with_the_memory_of_its_row(
+    tmp_path: Path, stride: int | None, row: int, rows: list[int], known: list[bool]
+) -> None:
+    policy, model = watched(stride, num_context=3)
+    imagine_episode(
+        policy,
+        MemoryDataset([EPISODE], synthetic_robot()),
+        identity=PolicyIdentity(name="tiny", fingerprint="0"),
+        source=DatasetIdentity(name="square", fingerprint=None, robot="square", was_trained_on=None),
+        out=tmp_path / "out",
+        row=row,
+        num_chunks=1,
+    )
+    assert torch.equal(model.memories[0][0], VIDEO[rows]) and model.known == [[known]]
 
 
 def test_the_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wamkit.chunking import ObservationMemory
 from wamkit.policy import Policy
+from wamkit.spec import PolicySpec
 from wamkit.types import Observation, Prediction
 
 
@@ -49,12 +52,15 @@ def imagine(
     """Imagine chunk after chunk, as if each were run to its end and the last imagined frame were then observed.
 
     That frame is decoded to pixels and encoded again on its own, as every remembered frame is; it is appended to the
-    memory, whose oldest frame is dropped. The state that was predicted for it (or, with `action_offset` 0, for the step
-    before it, the last one predicted) becomes the current state. The planner searches each chunk anew.
+    memory, whose oldest frame is dropped. A policy that remembers frames some control steps apart (`context_stride`)
+    remembers those that were imagined for these steps; where one was not, its memory begins anew. The state that was
+    predicted for it (or, with `action_offset` 0, for the step before it, the last one predicted) becomes the current
+    state. The planner searches each chunk anew.
 
     Args:
         policy: what imagines.
-        observation: `spec.num_context` real frames of every camera, the newest last, its state, and a sentence each.
+        observation: `spec.num_context` real frames of every camera, the newest last, and which of them were seen; the
+            newest one's state, and a sentence each.
         num_chunks: chunks to imagine, at least 1.
         keys: what each row's draws follow from; the number of the chunk is added.
         action_offset: control steps from the observation to the row of the first predicted action, as in training.
@@ -68,6 +74,7 @@ def imagine(
     observation = dataclasses.replace(observation, video=policy.seen(observation.video))  # as imagined frames are
     chunks: list[Prediction] = []
     starts: list[int] = []
+    memories: list[ObservationMemory] = []
     reached = 0
     while len(chunks) < num_chunks:
         prediction = policy.predict(observation, keys=[(*key, len(chunks)) for key in keys])
@@ -78,8 +85,10 @@ def imagine(
         starts.append(reached)
         reached += steps[-1]
         if len(chunks) < num_chunks:
+            memories = memories or _remembered(observation, policy.spec)
+            memories = [_extended(memory, frames, steps) for memory, frames in zip(memories, future.cpu(), strict=True)]
             row, reads_state = steps[-1] - action_offset, policy.model.reads_state
-            observation = _observed(observation, prediction, future[:, :, -1].cpu(), row, reads_state=reads_state)
+            observation = _observed(observation, prediction, memories, row, reads_state=reads_state)
     ahead = chunks[0].sampled.future_steps or ()
     horizon = chunks[0].actions.shape[1]
     rows = range(action_offset, action_offset + horizon)
@@ -98,22 +107,50 @@ def imagine(
     )
 
 
+def _remembered(observation: Observation, spec: PolicySpec) -> list[ObservationMemory]:
+    """The memory of each row, of pictures."""
+    video = rearrange(observation.video, "b v t h w c -> b t v h w c")
+    known = torch.ones(video.shape[:2], dtype=torch.bool) if observation.known is None else observation.known
+    memories = []
+    for frames, seen in zip(video, known.cpu(), strict=True):
+        memory = ObservationMemory(spec.num_context, stride=spec.context_stride)
+        for frame in frames[seen]:
+            memory = memory.added(frame, spec.context_stride or 1)
+        memories.append(memory)
+    return memories
+
+
+def _extended(memory: ObservationMemory, frames: UInt8[Tensor, "v t h w c"], steps: Sequence[int]) -> ObservationMemory:
+    """A row's memory at the end of a chunk whose imagined frames lie at some steps."""
+    if memory.stride is None:
+        return memory.added(frames[:, -1], steps[-1])
+    for frame, before, step in zip(frames.unbind(dim=1), (0, *steps), steps, strict=False):
+        memory = memory.added(frame, step - before)
+    return memory
+
+
 def _observed(
-    observation: Observation, prediction: Prediction, frame: Tensor, row: int, *, reads_state: bool
+    observation: Observation,
+    prediction: Prediction,
+    memories: Sequence[ObservationMemory],
+    row: int,
+    *,
+    reads_state: bool,
 ) -> Observation:
-    """What would be observed at the end of a chunk: `frame`, and the state predicted for `row` of its actions."""
+    """What would be observed at the end of a chunk: what is remembered then, and the state predicted for `row`."""
     states = prediction.states
     if states is None and reads_state:
         raise ValueError(
-            "this policy reads the robot's state and predicts none, so it cannot imagine a second chunk of its own; use "
-            "num_chunks=1 (--chunks 1), or let it imagine along recorded actions (`wamkit quality`)"
+            "this policy reads the robot's state and predicts none, so it cannot imagine a second chunk of its own "
+            "actions; use num_chunks=1 (--chunks 1), or let it imagine along recorded ones (`wamkit quality`)"
         )
     # a state that nothing reads stays what it was
     state = observation.state if states is None else states[:, min(row, states.shape[1] - 1)]
     return Observation(
-        video=torch.cat((observation.video[:, :, 1:], frame[:, :, None]), dim=2),
+        video=torch.stack([memory.stack(dim=1) for memory in memories]),
         state=state,
         task=observation.task,
+        known=torch.tensor([memory.known for memory in memories]),
     )
 
 

@@ -39,6 +39,8 @@ from wamkit.recipes.execute import execute
 from wamkit.recipes.run import DataConfig
 from wamkit.spec import SpecMismatch
 
+from ..policies import watched
+
 ARMS = (ArmChannels(name="", wrist_camera="wrist", state=(0, 1), action=(0, 1)),)
 LENGTH = 22
 PLANNER = dataclasses.replace(WAV, iterations=1, num_videos=3, num_values=2)
@@ -382,6 +384,31 @@ def test_the_report_says_when_a_policy_saw_the_data_in_training(
     assert "data:video" not in page.read_text()
 
 
+@pytest.mark.usefixtures("types_unchecked")
+def test_a_memory_with_a_stride_is_that_of_the_closed_loop(tmp_path: Path) -> None:
+    """Predictions equal those of `act` in a slot that is told of the row before too."""
+    policy, model = watched(1)
+    data = in_memory()
+    validate(policy, data, tmp_path / "out", episodes=[1], seeds=[7], with_video=False)
+    found = EpisodePrediction.load(prediction_path(tmp_path / "out", 1, 7))
+    state = torch.from_numpy(data.columns(1)["observation.state"].astype(np.float32))
+    cameras = policy.spec.robot.camera_names
+    frames = torch.from_numpy(np.stack([data.frames(1, camera, range(LENGTH)) for camera in cameras], axis=1))
+    rows = found.current.tolist()
+    assert rows == list(range(0, LENGTH, 4))
+    shown = torch.cat(model.memories)
+    assert torch.equal(shown, torch.stack([frames[[max(0, row - 1), row]] for row in rows]))
+    assert [seen for call in model.known for seen in call or ()] == [[row > 0, True] for row in rows]
+    policy.reset([0], seeds=[700_001])
+    for call, row in enumerate(rows):
+        if call:
+            policy.remember([0], video=frames[[row - 1]], executed=[3])
+        chunk = policy.act(
+            [0], video=frames[[row]], state=state[[row]], task=[data.episodes[1].task], executed=[min(call, 1)]
+        )
+        np.testing.assert_allclose(found.actions.predicted[call], chunk.actions[0], atol=1e-5)
+
+
 def test_the_command_line(
     folder: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +427,7 @@ def test_the_command_line(
         "execution_horizon": 4,
         "memory_threshold": 1,
         "action_offset": 0,
+        "context_stride": None,
     }
     assert main([*arguments, "--output", str(tmp_path / "b"), "--protocol", "reference", "--no-video"]) == 0
     table = capsys.readouterr().out

@@ -16,7 +16,9 @@ TRAINED = {"recipe": {"data": {"action_offset": 0}}}
 LED = {"recipe": {"data": {"action_offset": 1}}}
 
 
-def spec(num_context: int = 4, action_horizon: int = 36, execution_horizon: int = 8) -> PolicySpec:
+def spec(
+    num_context: int = 4, action_horizon: int = 36, execution_horizon: int = 8, context_stride: int | None = None
+) -> PolicySpec:
     return PolicySpec(
         family="wav",
         robot=synthetic_robot(),
@@ -24,6 +26,7 @@ def spec(num_context: int = 4, action_horizon: int = 36, execution_horizon: int 
         action_horizon=action_horizon,
         execution_horizon=execution_horizon,
         normalization="minmax",
+        context_stride=context_stride,
     )
 
 
@@ -61,6 +64,45 @@ def test_memory_shifts_by_its_threshold() -> None:
     contexts = [chunk.context.tolist() for chunk in chunk_rows(24, spec(), protocol)]
     # the first call leaves the counter at threshold - 1, so the second one shifts
     assert contexts == [[0, 0, 0, 0], [0, 0, 0, 4], [0, 0, 0, 8], [0, 0, 8, 12], [0, 0, 8, 16], [0, 8, 16, 20]]
+
+
+def test_memory_is_known_as_far_as_the_episode_has_lasted() -> None:
+    for name in ("policy", "reference"):
+        chunks = chunk_rows(97, spec(), make_protocol(name, spec(), TRAINED))
+        assert chunks[0].known.tolist() == [False, False, False, True] and chunks[-1].known.all()
+
+
+@pytest.mark.parametrize(
+    ("num_context", "stride", "horizon", "contexts"),
+    [
+        (2, 1, 5, [[0, 0], [4, 5], [9, 10], [14, 15]]),
+        (2, 1, 1, [[0, 0], [0, 1], [1, 2], [2, 3]]),
+        (3, 2, 4, [[0, 0, 0], [0, 2, 4], [4, 6, 8], [8, 10, 12]]),
+        (3, 3, 4, [[0, 0, 0], [1, 1, 4], [2, 5, 8], [6, 9, 12]]),
+        (3, 8, 5, [[0, 0, 0], [5, 5, 5], [2, 2, 10], [7, 7, 15]]),
+    ],
+)
+def test_memory_with_a_stride_is_of_rows_so_far_apart(
+    num_context: int, stride: int, horizon: int, contexts: list[list[int]]
+) -> None:
+    strided = spec(num_context=num_context, execution_horizon=horizon, context_stride=stride)
+    protocol = make_protocol("policy", strided, TRAINED)
+    chunks = chunk_rows(60, strided, protocol)
+    assert [chunk.context.tolist() for chunk in chunks[:4]] == contexts
+    for chunk in chunks:
+        rows = chunk.current - stride * np.arange(num_context)[::-1]
+        assert chunk.known.tolist() == (rows >= 0).tolist()
+        assert (chunk.context[chunk.known] == rows[rows >= 0]).all()
+    assert protocol.description.startswith(f"a call every {horizon} rows, memory of frames {stride} rows apart, first")
+
+
+def test_settings_that_do_not_fit_a_stride_are_refused() -> None:
+    strided = spec(context_stride=2)
+    with pytest.raises(ValueError, match=r"this policy's frames are 2 rows apart; use protocol 'policy'"):
+        make_protocol("reference", strided, TRAINED)
+    assert make_protocol("reference", spec(num_context=1, context_stride=2), TRAINED).name == "reference"
+    with pytest.raises(ValueError, match="memory_threshold: without effect on a policy that remembers frames 2 rows"):
+        make_protocol("policy", strided, TRAINED, memory_threshold=1)
 
 
 def test_every_row_is_executed_once() -> None:

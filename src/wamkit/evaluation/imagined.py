@@ -29,6 +29,7 @@ from wamkit.evaluation.protocol import EPISODE_SEED_STRIDE
 from wamkit.evaluation.results import PolicyIdentity, write_json
 from wamkit.imagination import Imagination, imagine
 from wamkit.policy import Policy
+from wamkit.spec import PolicySpec
 from wamkit.types import Observation
 
 FORMAT = "wamkit-imagined/1"
@@ -53,8 +54,9 @@ def imagine_episode(
 ) -> dict[str, Any]:
     """Imagine from one row of an episode on, and write what came of it beside what was recorded.
 
-    The memory before that row is the closed loop's: rows one execution horizon apart, the first row where there are
-    none. Past the end of the episode there is nothing to compare with, and the film is black.
+    The memory before that row is the closed loop's: rows one execution horizon apart, or as far apart as the policy's
+    spec says (`context_stride`), and the first of them where there are none. Past the end of the episode there is
+    nothing to compare with, and the film is black.
 
     Args:
         policy: what imagines.
@@ -85,11 +87,12 @@ def imagine_episode(
     columns = dataset.columns(episode)
     states = numeric_column(columns, STATE, entry)
     spec = policy.spec
-    past = np.maximum(row - np.arange(spec.num_context - 1, -1, -1) * spec.execution_horizon, 0)
+    past, known = _memory_rows(row, spec)
     observation = Observation(
         video=torch.from_numpy(_frames(policy, dataset, episode, past)[None]),
         state=torch.tensor(states[row])[None],
         task=[entry.task],
+        known=torch.from_numpy(known[None]),
     )
     seen = imagine(
         policy,
@@ -193,6 +196,13 @@ def _closeness(cameras: Sequence[str], shown: np.ndarray, real: np.ndarray) -> d
     return {
         name: None if math.isinf(number) else round(number, 4) for name, number in zip(cameras, numbers, strict=True)
     }
+
+
+def _memory_rows(row: int, spec: PolicySpec) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[P]` that are remembered at a row, the newest last, and whether each is one of its own."""
+    rows = row - np.arange(spec.num_context - 1, -1, -1) * (spec.context_stride or spec.execution_horizon)
+    known = rows >= 0
+    return np.maximum(rows, 0 if spec.context_stride is None else rows[known].min()), known
 
 
 def _frames(policy: Policy, dataset: EpisodeSource, episode: int, rows: np.ndarray) -> UInt8[np.ndarray, "v t h w 3"]:

@@ -136,6 +136,7 @@ class Caller:
             video=torch.from_numpy(np.stack(context)),
             state=torch.from_numpy(np.stack([call.episode.states[call.rows.current] for call in calls])),
             task=[call.episode.entry.task for call in calls],
+            known=torch.from_numpy(np.stack([call.rows.known for call in calls])),
         )
         prediction = self.policy.predict(observation, keys=[call.key for call in calls])
         _require_finite(prediction, calls)

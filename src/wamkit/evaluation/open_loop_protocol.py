@@ -27,12 +27,14 @@ class OpenLoopProtocol:
         memory_threshold: `policy`: executed actions per shift of the observation memory. `reference`: 0, it has none.
         action_offset: `policy`: rows from the present one to the first action, as in training. `reference`: 1, except
             in the first chunk, whose present row is its own first row.
+        context_stride: rows between two remembered frames; `None`: see `memory_threshold`.
     """
 
     name: Name
     execution_horizon: int
     memory_threshold: int
     action_offset: int
+    context_stride: int | None = None
 
     @property
     def description(self) -> str:
@@ -40,10 +42,12 @@ class OpenLoopProtocol:
         if self.name == "reference":
             return f"chunks of {self.execution_horizon} rows side by side, memory spread over all rows before"
         first = "that of the observation's row" if self.action_offset == 0 else "that of the row after the observation"
-        return (
-            f"a call every {self.execution_horizon} rows, memory as in closed loop with threshold "
-            f"{self.memory_threshold}, first action {first}"
+        memory = (
+            f"memory as in closed loop with threshold {self.memory_threshold}"
+            if self.context_stride is None
+            else f"memory of frames {self.context_stride} rows apart"
         )
+        return f"a call every {self.execution_horizon} rows, {memory}, first action {first}"
 
 
 def make_protocol(
@@ -78,6 +82,11 @@ def make_protocol(
         unused = [key for key, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{', '.join(unused)}: without effect on protocol 'reference'; leave it out")
+        if spec.context_reach:
+            raise ValueError(
+                "protocol 'reference' spreads the memory over all rows before a chunk, but this policy's frames are "
+                f"{spec.context_stride} rows apart; use protocol 'policy'"
+            )
         return OpenLoopProtocol(
             name="reference", execution_horizon=spec.action_horizon, memory_threshold=0, action_offset=1
         )
@@ -89,13 +98,24 @@ def make_protocol(
             f"expected an execution_horizon between 1 and the policy's action horizon {spec.action_horizon}, "
             f"got {horizon}"
         )
+    if memory_threshold is not None and spec.context_stride is not None:
+        raise ValueError(
+            "memory_threshold: without effect on a policy that remembers frames "
+            f"{spec.context_stride} rows apart; leave it out"
+        )
     threshold = 1 if memory_threshold is None else memory_threshold
     if threshold < 1:
         raise ValueError(f"expected memory_threshold >= 1, got {threshold}")
     offset = _recorded_offset(training) if action_offset is None else action_offset
     if offset not in (0, 1):
         raise ValueError(f"expected an action_offset of 0 or 1, got {offset}")
-    return OpenLoopProtocol(name="policy", execution_horizon=horizon, memory_threshold=threshold, action_offset=offset)
+    return OpenLoopProtocol(
+        name="policy",
+        execution_horizon=horizon,
+        memory_threshold=threshold,
+        action_offset=offset,
+        context_stride=spec.context_stride,
+    )
 
 
 def _recorded_offset(training: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wamkit.chunking import ObservationMemory
+from wamkit.chunking import ObservationMemory, steps_to_tell
 from wamkit.evaluation.open_loop_protocol import OpenLoopProtocol
 from wamkit.spec import PolicySpec
 
@@ -18,11 +18,13 @@ class ChunkRows:
 
     Args:
         context: int64 `[P]`, remembered frames, the present row last.
+        known: bool `[P]`, which of them were seen; the others only fill the memory.
         action: int64 `[A]`, rows that the predicted actions are compared with; may lie past the end.
         future_start: row that is `video_step` 0.
     """
 
     context: np.ndarray
+    known: np.ndarray
     action: np.ndarray
     future_start: int
 
@@ -52,16 +54,26 @@ def chunk_rows(length: int, spec: PolicySpec, protocol: OpenLoopProtocol) -> lis
     horizon = np.arange(spec.action_horizon)
     if protocol.name == "reference":
         return [
-            ChunkRows(context=_spread(start, spec.num_context), action=start + horizon, future_start=start)
+            ChunkRows(
+                context=_spread(start, spec.num_context),
+                known=np.arange(spec.num_context) >= (0 if start else spec.num_context - 1),
+                action=start + horizon,
+                future_start=start,
+            )
             for start in range(0, length, spec.action_horizon)
         ]
-    memory = ObservationMemory(spec.num_context, protocol.memory_threshold)
+    executed, stride = protocol.execution_horizon, protocol.context_stride
+    memory = ObservationMemory(spec.num_context, protocol.memory_threshold, stride=stride)
+    between = steps_to_tell(executed, horizon=executed, num_context=spec.num_context, stride=stride)
     chunks: list[ChunkRows] = []
-    for current in range(0, length - protocol.action_offset, protocol.execution_horizon):
-        memory = memory.added(torch.tensor(current), protocol.execution_horizon if chunks else 0)
+    for current in range(0, length - protocol.action_offset, executed):
+        told = [current - executed + step for step in between if current]
+        for row, before in zip((*told, current), (max(0, current - executed), *told), strict=True):
+            memory = memory.added(torch.tensor(row), row - before)
         chunks.append(
             ChunkRows(
                 context=memory.stack(dim=0).numpy(),
+                known=np.array(memory.known),
                 action=current + protocol.action_offset + horizon,
                 future_start=current,
             )
