@@ -106,6 +106,10 @@ def test_the_card_says_what_the_policy_needs_and_how_it_was_trained(tmp_path: Pa
     assert "| video | video | 7 | 2 | 0.0003 |" in card and "after step 7 of stage video" in card
     assert "## Results\n\n18 of 20" in card
     assert card.startswith("---\nlibrary_name: wamkit\n")
+    assert "| frames remembered | 4 |" in card
+    for stride, words in ((1, "4, 1 control step apart"), (2, "4, 2 control steps apart")):
+        strided = save(tmp_path / f"policy-{stride}", spec=dataclasses.replace(SPEC, context_stride=stride))
+        assert f"| frames remembered | {words} |" in (strided / "README.md").read_text()
 
 
 def test_saving_in_another_type_rounds_and_loads_into_full_precision(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def model_card(
         "| cameras, in order | "
         + ", ".join(f"{item.name} {item.height}x{item.width}" for item in robot.cameras)
         + " |",
-        f"| frames remembered | {spec.num_context} |",
+        f"| frames remembered | {spec.num_context}{_apart(spec)} |",
         f"| state | {_channels(robot.state)} |",
         f"| action ({robot.action_kind}) | {_channels(robot.action)} |",
         f"| grippers | channels {list(robot.gripper_channels)}, {robot.gripper_sign} |",
@@ -65,6 +65,11 @@ def model_card(
     for title, text in sections.items():
         lines += [f"## {title}", "", text.strip(), ""]
     return "\n".join(lines)
+
+
+def _apart(spec: PolicySpec) -> str:
+    """How far apart remembered frames are, where that is fixed."""
+    return f", {spec.context_stride} control step{'s' * (spec.context_stride != 1)} apart" if spec.context_reach else ""
 
 
 def _channels(channels: tuple[ChannelSpec, ...]) -> str:
