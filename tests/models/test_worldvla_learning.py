@@ -17,6 +17,10 @@ from wamkit.data.encode import encode_dataset
 from wamkit.data.encoded import CachePurpose, EncodedDataset
 from wamkit.data.features import ACTION, STATE
 from wamkit.data.loader import WindowLoader
+from wamkit.data.pushing import ROBOT, pushing_episodes
+from wamkit.data.stats import feature_statistics
+from wamkit.data.synthetic import MemoryDataset
+from wamkit.data.transforms import Normalizer
 from wamkit.data.windows import WindowConfig
 from wamkit.draws import TrainingDraws
 from wamkit.masks import action_mask
@@ -26,8 +30,6 @@ from wamkit.models.worldvla.family import WorldVLA
 from wamkit.models.worldvla.objective import WorldVLAObjective, action_only, joint
 from wamkit.models.worldvla.samples import action_sample
 from wamkit.types import Batch
-
-from .pushing_world import normalizer, pushing_dataset
 
 BATCH = 16
 
@@ -49,6 +51,10 @@ WINDOWS = WindowConfig(
 )
 
 
+def normalizer(rows: np.ndarray) -> Normalizer:
+    return Normalizer.from_statistics("minmax", feature_statistics(rows))
+
+
 @dataclass(frozen=True)
 class World:
     """A dataset as codes, with the codecs that made them."""
@@ -63,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def make_world(folder: Path) -> World:
-    dataset = pushing_dataset()
+    dataset = MemoryDataset(pushing_episodes(3), ROBOT)
     columns = [dataset.columns(entry.index) for entry in dataset.episodes]
     settings: dict[str, Any] = {
         "action": ActionTransform(normalizer=normalizer(np.concatenate([column[ACTION] for column in columns]))),
@@ -125,6 +131,7 @@ def test_the_loss_falls(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("types_unchecked")
 def test_learning(world: World) -> None:
     """Check 12: ids of actions and codes, joint training, and what a wrong first action does.
 

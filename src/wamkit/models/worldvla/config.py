@@ -353,9 +353,9 @@ def small(
     """A useful policy and world model in a small simulator, trained on a CPU in about an hour."""
     return WorldVLAConfig(
         network=NetworkConfig(
-            vocab_size=2076, num_layers=6, num_heads=6, dim=192, mlp_dim=512, max_length=1024, dropout=0.0
+            vocab_size=3100, num_layers=6, num_heads=6, dim=192, mlp_dim=512, max_length=1024, dropout=0.0
         ),
-        codec=CodecConfig(image="patch_vq", text="words", spatial=8, num_codes=1024),
+        codec=CodecConfig(image="patch_vq", text="words", spatial=8, num_codes=2048),
         num_views=num_views,
         image_size=64,
         action_horizon=action_horizon,
