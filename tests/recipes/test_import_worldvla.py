@@ -109,7 +109,9 @@ def test_limits_are_the_published_normalisation() -> None:
         low, high = (torch.tensor(side, dtype=torch.float64) for side in LIMITS[name]["action"])
         numbers = torch.stack((low, high, (low + high) / 2, low + 0.3 * (high - low)))
         found = Normalizer.from_statistics("minmax", statistics).normalize(numbers)
-        assert torch.allclose(found, 2 * (numbers - low) / (high - low + 1e-8) - 1, atol=3e-6)  # ours has another epsilon
+        assert torch.allclose(
+            found, 2 * (numbers - low) / (high - low + 1e-8) - 1, atol=3e-6
+        )  # ours has another epsilon
         bins = ActionBins()
         places = bins.encode(found)
         assert (places[0] == 0).all() and (places[1] >= 254).all()
