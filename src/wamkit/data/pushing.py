@@ -37,7 +37,7 @@ def demonstration(start: tuple[int, int], corner: str, *, rest: int = 6) -> Epis
     video, states, actions = [], [], []
     resting = 0
     while resting < rest:
-        video.append(picture(place[0], place[1], is_held))
+        video.append(picture(int(place[0]), int(place[1]), is_held))
         states.append([place[1] / PLACES, place[0] / PLACES, float(is_held)])
         move = np.zeros(2, dtype=int)
         axis = 0 if place[0] != goal[0] else 1

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
@@ -124,7 +123,7 @@ def encode_video(frames: UInt8[np.ndarray, "t h w 3"], *, fps: int, settings: Vi
         "g": str(settings.keyframe_interval),
         "preset": settings.preset or _PRESETS[settings.codec],
     }
-    if settings.codec == "h264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if settings.codec == "h264" and _has_avx512():
         # x264's AVX-512 routines give other bytes now and then for equal small frames.
         options["x264-params"] = "asm=AVX2"
     if settings.codec == "hevc":
@@ -143,6 +142,12 @@ def encode_video(frames: UInt8[np.ndarray, "t h w 3"], *, fps: int, settings: Vi
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def _has_avx512() -> bool:
+    import torch  # here, since pages with films in them are written without it
+
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class VideoReader:
