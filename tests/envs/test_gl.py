@@ -4,11 +4,17 @@ import os
 import subprocess
 import sys
 from ctypes import CDLL
+from ctypes.util import find_library
 
 import numpy as np
 import pytest
 
 from wamkit.envs import gl
+
+
+needs_osmesa = pytest.mark.skipif(
+    find_library("OSMesa") is None, reason="libOSMesa is not installed, as where set-up found that EGL works"
+)
 
 
 def picture() -> np.ndarray:
@@ -44,6 +50,7 @@ def test_broken_frames_are_named() -> None:
             gl.check_frame(first, second, "egl")
 
 
+@needs_osmesa
 def test_the_users_choice_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "OSMesa")
     assert gl.choose_backend() == "osmesa"
@@ -73,6 +80,7 @@ def test_the_choice_comes_before_mujoco_is_imported() -> None:
 
 
 @pytest.mark.sim
+@needs_osmesa
 def test_osmesa_steps_in_where_egl_fails_and_the_log_says_so() -> None:
     script = (
         "import logging; logging.basicConfig(level='INFO')\n"
