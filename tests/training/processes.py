@@ -1,4 +1,4 @@
-"""Trains WAV `tiny` as one of several processes; run as a program by `Processes`.
+"""Trains WAV or WorldVLA `tiny` as one of several processes; run as a program by `Processes`.
 
 It reads a scenario and a folder as a line of JSON, and prints as another what came of it, until its input ends.
 """
@@ -25,7 +25,7 @@ from families import FAMILIES
 
 import wamkit
 from wamkit.models.wav import objective as wav
-from wamkit.models.wav.family import WAV
+from wamkit.models.worldvla import objective as worldvla
 from wamkit.parallel import process_group, rank, rows_of_this_process
 from wamkit.training.prefetch import BatchSource
 from wamkit.training.stage import TrainStage
@@ -61,11 +61,30 @@ def stages(steps: int = 2) -> list[TrainStage]:
     ]
 
 
+def worldvla_stages() -> list[TrainStage]:
+    """Action and world samples together, over two batches a step, with everything that is drawn."""
+    objective = dataclasses.replace(worldvla.joint(), history_dropout=0.3)
+    shared: dict[str, Any] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "eps": 1e-2}
+    return [
+        TrainStage(
+            name="joint", objective=objective, train=("transformer",), needs_future=True, accumulation=2, **shared
+        )
+    ]
+
+
+def worldvla_model() -> Any:
+    """Without residual dropout, whose numbers alone depend on how many processes there are."""
+    model: Any = FAMILIES["worldvla"].build(1)
+    for layer in model.network.model.layers:
+        layer.dropout = 0.0
+    return model
+
+
 class Rows:
     """This process's rows of each batch; the last process may be made to stumble over one of them."""
 
-    def __init__(self, stage: TrainStage, trouble: str | None = None) -> None:
-        self.source = FAMILIES["wav"].make_batches(stage)
+    def __init__(self, stage: TrainStage, trouble: str | None = None, family: str = "wav") -> None:
+        self.source = FAMILIES[family].make_batches(stage)
         self.batch_size, self.trouble = stage.batch_size, trouble if rank() == 1 else None
 
     def batch(self, step: int) -> Batch:
@@ -77,11 +96,13 @@ class Rows:
         return batch
 
 
-def run(folder: Path, *, trouble: str | None = None, model: WAV | None = None, **changes: Any) -> TrainReport:
+def run(
+    folder: Path, *, trouble: str | None = None, model: Any = None, family: str = "wav", **changes: Any
+) -> TrainReport:
     """Train in a folder with a policy file for every checkpoint."""
 
     def make_batches(stage: TrainStage) -> BatchSource:
-        return Rows(stage, trouble)
+        return Rows(stage, trouble, family)
 
     def save_policy(path: Path, training: dict[str, Any], weights: Any) -> None:
         path.mkdir(exist_ok=True)
@@ -97,6 +118,9 @@ def run(folder: Path, *, trouble: str | None = None, model: WAV | None = None, *
     )
 
 
+WORLDVLA: dict[str, Any] = {"stages": worldvla_stages(), "family": "worldvla"}
+
+
 def scenario(name: str, folder: str) -> dict[str, Any]:
     """What one scenario came to on this process."""
     action = stages(4)[-1]
@@ -108,7 +132,11 @@ def scenario(name: str, folder: str) -> dict[str, Any]:
         "signal": {"stages": quick, "trouble": "signal"},
         "odd batch": {"stages": [dataclasses.replace(quick[0], batch_size=3)]},
         "long": {"stages": stages(40), "keep": 2},
+        "worldvla": WORLDVLA,
+        "worldvla bf16": WORLDVLA | {"precision": "bf16", "activation_checkpointing": True},
     }[name]
+    if "worldvla" in name:
+        changes = changes | {"model": worldvla_model()}
     try:
         report = run(Path(folder), **changes)
     except (ValueError, OSError, TrainingDiverged) as error:
