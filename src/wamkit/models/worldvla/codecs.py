@@ -17,6 +17,7 @@ from wamkit.codecs.text_tokens import (
     find_tokenizer,
 )
 from wamkit.models.worldvla.config import WorldVLAConfig
+from wamkit.progress import ProgressBar
 
 
 def make_text_tokenizer(config: WorldVLAConfig) -> TextTokenizer:
@@ -61,8 +62,11 @@ def fit_image_tokenizer(
         from wamkit.codecs.image_patch_vq import PatchVQConfig, PatchVQTokenizer
 
         settings = PatchVQConfig(patch=codec.spatial, num_codes=codec.num_codes, steps=codec.fit_steps)
-        return PatchVQTokenizer.fit(frames, settings, generator)
+        with ProgressBar("fitting the image tokeniser", unit="steps") as bar:
+            return PatchVQTokenizer.fit(frames, settings, generator, progress=bar.show)
     from wamkit.codecs.image_vq import VQImageTokenizer
     from wamkit.codecs.image_vq_config import VQConfig
 
-    return VQImageTokenizer.fit(frames, VQConfig.tiny(num_codes=codec.num_codes), generator, steps=codec.fit_steps)
+    sizes = VQConfig.tiny(num_codes=codec.num_codes)
+    with ProgressBar("fitting the image tokeniser", unit="steps") as bar:
+        return VQImageTokenizer.fit(frames, sizes, generator, steps=codec.fit_steps, progress=bar.show)
