@@ -150,7 +150,7 @@ class PatchCodec:
         """
         require_frames(frames, spatial=config.patch)
         patches = _sample(_frame_patches(frames, config.patch), config, generator)
-        full, variance, total = _principal(patches, max(config.channels, config.clip_rank))
+        full, variance, total = principal_directions(patches, max(config.channels, config.clip_rank))
         frame = _whiten(full, variance, patches.mean(0), config.channels)
         explained = {"frame": _share(variance[: config.channels], total)}
         if config.temporal == 1:
@@ -325,7 +325,9 @@ def _sample(
     return patches[keep].to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def _principal(rows: Float[Tensor, "n d"], rank: int) -> tuple[Float[Tensor, "d k"], Float[Tensor, "k"], float]:
+def principal_directions(
+    rows: Float[Tensor, "n d"], rank: int
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, "k"], float]:
     """Leading directions of the rows' covariance, their variances, and the variance of all directions together."""
     centred = rows - rows.mean(0)
     covariance = (centred.T @ centred / (len(rows) - 1)).to(torch.float64)
@@ -358,7 +360,7 @@ def _fit_clip_basis(
     groups = _sample(_group_patches(clips[:, 1:], config.patch, config.temporal), config, generator)
     mean, total = groups.mean(0), float(groups.var(0).sum())
     per_frame = rearrange(groups - mean, "n (t d) -> n t d", t=config.temporal) @ frame_basis
-    directions, variance, _ = _principal(rearrange(per_frame, "n t r -> n (t r)"), config.channels)
+    directions, variance, _ = principal_directions(rearrange(per_frame, "n t r -> n (t r)"), config.channels)
     frames = repeat(frame_basis, "d r -> t d r", t=config.temporal)
     over_time = rearrange(directions, "(t r) k -> t r k", t=config.temporal)
     basis = rearrange(frames @ over_time, "t d k -> (t d) k")
