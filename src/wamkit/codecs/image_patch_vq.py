@@ -286,12 +286,14 @@ def _initialized(config: PatchVQConfig, codebook: PatchCodebook, generator: torc
     with torch.device("meta"):
         decoder = GridDecoder(config)
     decoder.to_empty(device="cpu")
-    for module in decoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-            nn.init.zeros_(module.bias)
-    for module in (decoder.correction, *(block.inside for block in decoder.blocks)):
-        nn.init.zeros_(module.weight)
+    blocks = [module for module in decoder.modules() if isinstance(module, _Block)]
+    for block in blocks:
+        nn.init.kaiming_uniform_(block.around.weight, a=math.sqrt(5), generator=generator)
+    for parameter in decoder.parameters():
+        if parameter.ndim == 1:
+            nn.init.zeros_(parameter)
+    for silent in (decoder.correction, *(block.inside for block in blocks)):
+        nn.init.zeros_(silent.weight)
     with torch.no_grad():
         # Like codes start with like vectors.
         codes = codebook.codes.cpu()
