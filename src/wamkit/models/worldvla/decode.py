@@ -130,11 +130,12 @@ def decode_blocks(
     mask = repeat(prefix.visible, "b l -> b 1 p l", p=count)
     ids = torch.full((rows, count), vocab.begin_action, device=device)
     bins = vocab.id_of_bin.to(device)
+    logits_of = network.logits_of(bins)
     chosen = []
     for channel in range(config.action_dim):
         mask = torch.cat((mask, own), dim=-1)
         hidden = network(ids, mask, positions=first + channel, cache=prefix.cache)
-        ids = bins[choose(network.logits(hidden)[..., bins], f"action{channel}")]
+        ids = bins[choose(logits_of(hidden), f"action{channel}")]
         chosen.append(ids)
     prefix.cache.cut(prefix.width)
     return torch.stack(chosen, dim=-1)
@@ -150,6 +151,7 @@ def decode_in_order(
     config, vocab = builder.config, builder.vocabulary
     rows, device = len(prefix.lengths), prefix.lengths.device
     bins = vocab.id_of_bin.to(device)
+    logits_of = network.logits_of(bins)
     seen = prefix.visible
     block_start = prefix.width
     chunk = []
@@ -173,7 +175,7 @@ def decode_in_order(
         for channel in range(config.action_dim):
             hidden = read(ids, hides_others=hides)
             # the draws of a step are for all blocks together, of which this one takes its own
-            logits = repeat(network.logits(hidden)[:, bins], "b c -> b p c", p=config.action_horizon)
+            logits = repeat(logits_of(hidden), "b c -> b p c", p=config.action_horizon)
             ids = bins[choose(logits, f"action{channel}")[:, number]]
             action.append(ids)
         read(ids, hides_others=hides)
@@ -265,6 +267,7 @@ def decode_frame(
     side, device = config.grid, prompts.ids.device
     head = torch.tensor([vocab.begin_image, builder.grid_id, builder.grid_id], device=device)
     codes = vocab.id_of_code.to(device)
+    logits_of = network.logits_of(codes)
     asked = _with_head(prompts, head, vocab.pad)
     if guidance != 1:
         alone = asked.ids.new_full(asked.ids.shape, vocab.pad)
@@ -276,7 +279,7 @@ def decode_frame(
     place = 0
     frame = []
     for number in range(config.num_views * side * side):
-        logits = network.logits(last)[:, codes]
+        logits = logits_of(last)
         if guidance != 1:
             given, free = logits.chunk(2)
             logits = free + guidance * (given - free)

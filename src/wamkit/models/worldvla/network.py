@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -67,6 +70,11 @@ class WorldVLATransformer(nn.Module):
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Logits over the vocabulary, fp32."""
         return self.lm_head(hidden).float()
+
+    def logits_of(self, ids: Int[Tensor, " c"]) -> Callable[[Float[Tensor, "*n d"]], Float[Tensor, "*n c"]]:
+        """Gives logits over some ids alone; their rows of the output head are picked once."""
+        rows = self.lm_head.weight[ids]
+        return lambda hidden: F.linear(hidden, rows).float()
 
     def cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for this network."""
