@@ -227,7 +227,7 @@ def test_the_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureF
     with av.open(str(out / "imagined.mp4")) as film:
         assert len(list(film.decode(video=0))) >= 27
     before = (out / "imagined.json").read_bytes()
-    assert main(asked) == 2 and "holds an earlier imagination" in capsys.readouterr().err
+    assert main(asked) == 2 and "holds an earlier result" in capsys.readouterr().err
     assert main([*asked, "--fresh"]) == 0 and (out / "imagined.json").read_bytes() == before
     capsys.readouterr()
     shown = [*arguments, "--output", str(tmp_path / "b"), "--chunks", "1", "--guidance", "2", "--planner", "wav"]

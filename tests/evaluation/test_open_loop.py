@@ -307,7 +307,7 @@ def test_only_an_earlier_validation_is_ever_replaced(
 ) -> None:
     out = tmp_path / "out"
     before = validate(policy, in_memory(), out, with_video=False)
-    with pytest.raises(ValueError, match="holds an earlier open-loop validation; use another folder, or replace it"):
+    with pytest.raises(ValueError, match="holds an earlier result; use another folder, or replace it"):
         validate(policy, in_memory(), out)
     with monkeypatch.context() as patched:
 
@@ -322,7 +322,7 @@ def test_only_an_earlier_validation_is_ever_replaced(
     with pytest.raises(ValueError, match=r"expected a folder or nothing at .*openloop.json, found a file"):
         validate(policy, in_memory(), out / "openloop.json")
     (out / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds 'results.json', which is no part of an open-loop validation"):
+    with pytest.raises(ValueError, match=r"holds 'results.json', which `wamkit openloop` did not write"):
         validate(policy, in_memory(), out, fresh=True)
 
 

@@ -399,7 +399,7 @@ def test_films_and_pictures_show_the_first_episodes(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     data, out = front(), tmp_path / "out"
     measure(world(copying, ("front",)), data, out)
-    with pytest.raises(ValueError, match=r"holds an earlier measurement; use another folder, or replace it \(--fresh"):
+    with pytest.raises(ValueError, match=r"holds an earlier result; use another folder, or replace it \(--fresh"):
         measure(world(copying, ("front",)), data, out)
     measure(world(truth(data), ("front",)), data, out, fresh=True)
     (out / "notes.txt").write_text("mine")

@@ -25,6 +25,7 @@ from wamkit.evaluation.media import encode_comparison, enlarge, peak_signal_to_n
 from wamkit.evaluation.open_loop import choose_episodes, require_robot
 from wamkit.evaluation.open_loop_films import MAX_FPS
 from wamkit.evaluation.open_loop_results import DatasetIdentity
+from wamkit.evaluation.own_folder import require_own_folder
 from wamkit.evaluation.protocol import EPISODE_SEED_STRIDE
 from wamkit.evaluation.results import PolicyIdentity, write_json
 from wamkit.imagination import Imagination, imagine
@@ -83,7 +84,7 @@ def imagine_episode(
     entry = choose_episodes(dataset, [episode])[0]
     if not 0 <= row < entry.length:
         raise ValueError(f"expected a row of episode {episode}, 0 to {entry.length - 1}, got {row}; choose with --row")
-    _require_folder(out, fresh=fresh)
+    require_own_folder(out, OWN_FILES, command="imagine", fresh=fresh)
     columns = dataset.columns(episode)
     states = numeric_column(columns, STATE, entry)
     spec = policy.spec
@@ -210,15 +211,3 @@ def _frames(policy: Policy, dataset: EpisodeSource, episode: int, rows: np.ndarr
     cameras = policy.spec.robot.camera_names
     video = np.stack([dataset.frames(episode, camera, ordered.tolist()) for camera in cameras])[:, place]
     return policy.seen(torch.from_numpy(video)).numpy()  # as the model sees them, and as it imagines
-
-
-def _require_folder(out: Path, *, fresh: bool) -> None:
-    """Refuse to replace anything but an earlier imagination that may go."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    found = sorted(item.name for item in out.iterdir()) if out.is_dir() else []
-    foreign = [name for name in found if name not in OWN_FILES]
-    if foreign:
-        raise ValueError(f"{out} holds {foreign[0]!r}, which `wamkit imagine` did not write; use another folder")
-    if found and not fresh:
-        raise ValueError(f"{out} holds an earlier imagination; use another folder, or replace it (--fresh)")

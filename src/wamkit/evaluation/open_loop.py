@@ -30,6 +30,7 @@ from wamkit.evaluation.open_loop_results import (
     prediction_path,
     video_path,
 )
+from wamkit.evaluation.own_folder import require_own_folder
 from wamkit.evaluation.results import PACKAGES, PolicyIdentity
 from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
@@ -84,7 +85,7 @@ def open_loop(
         raise ValueError(
             f"expected batch_size >= 1 and distinct seeds of 0 or more, got {batch_size} and {list(seeds)}"
         )
-    _require_folder(out, fresh=fresh)
+    require_own_folder(out, OWN_FILES, command="openloop", fresh=fresh)
     require_robot(policy, dataset, identity, source)
     recorded = [
         read_episode(policy, dataset, entry, protocol, with_values=with_values)
@@ -153,22 +154,6 @@ def _ask(caller: Caller, calls: Sequence[Call], batch_size: int) -> list[Answer]
 def _measure(policy: Policy, predictions: Sequence[EpisodePrediction]) -> Errors:
     robot = policy.spec.robot
     return measure(predictions, actions=robot.action, states=robot.state, cameras=robot.camera_names)
-
-
-def _require_folder(out: Path, *, fresh: bool) -> None:
-    """Refuse to replace anything but an earlier validation that may go."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    if not out.is_dir():
-        return
-    found = sorted(item.name for item in out.iterdir())
-    foreign = [name for name in found if name not in OWN_FILES]
-    if foreign:
-        raise ValueError(f"{out} holds {foreign[0]!r}, which is no part of an open-loop validation; use another folder")
-    if found and not fresh:
-        raise ValueError(
-            f"{out} holds an earlier open-loop validation; use another folder, or replace it (--fresh, fresh=True)"
-        )
 
 
 def require_robot(policy: Policy, dataset: EpisodeSource, identity: PolicyIdentity, source: DatasetIdentity) -> None:

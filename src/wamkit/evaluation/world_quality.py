@@ -36,6 +36,7 @@ from wamkit.evaluation.media import encode_comparison
 from wamkit.evaluation.metric_weights import WeightsFile
 from wamkit.evaluation.open_loop_films import MAX_FPS
 from wamkit.evaluation.open_loop_results import DatasetIdentity, episode_name, video_path
+from wamkit.evaluation.own_folder import require_own_folder
 from wamkit.evaluation.results import PACKAGES, PolicyIdentity, read_results, write_json
 from wamkit.evaluation.video_metrics import PSNR_CAP, SIZE
 from wamkit.evaluation.world_rollouts import EpisodeFrames, WorldModel, imagine_episodes
@@ -239,7 +240,7 @@ def measure_world(
         raise ValueError(
             f"expected episodes to measure on, the part {split!r} of {source.name} has none; choose others"
         )
-    _require_folder(out, fresh=fresh)
+    require_own_folder(out, OWN_FILES, command="quality", fresh=fresh)
     horizons = (*settings.horizons, None)
     filmed = {entry.index for entry in sorted(entries, key=lambda entry: entry.index)[:num_films]}
     clips: list[Clip] = []
@@ -320,15 +321,3 @@ def _write_film(folder: Path, frames: EpisodeFrames, cameras: Sequence[str], *, 
     for camera, above, below in zip(cameras, real, imagined, strict=True):
         picture = Image.fromarray(sheet(above[places], below[places], 1))
         picture.save(folder / FRAMES_FOLDER / f"{episode_name(frames.entry.index)}_{camera}.png")
-
-
-def _require_folder(out: Path, *, fresh: bool) -> None:
-    """Refuse to replace anything but an earlier measurement that may go."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    found = sorted(item.name for item in out.iterdir()) if out.is_dir() else []
-    foreign = [name for name in found if name not in OWN_FILES]
-    if foreign:
-        raise ValueError(f"{out} holds {foreign[0]!r}, which `wamkit quality` did not write; use another folder")
-    if found and not fresh:
-        raise ValueError(f"{out} holds an earlier measurement; use another folder, or replace it (--fresh, fresh=True)")
