@@ -24,7 +24,7 @@ wamkit train worldvla-metaworld "${settings[@]}" --output "$out/train"
 wamkit evaluate "$policy" --output "$out/evaluation" --tasks "${tasks[@]}" --episodes 50 --workers 5 --record-episodes 1
 cp "$out/evaluation/results.json" "$policy/results.json"
 wamkit quality "$policy" --data "$out/data" --split val_ind --output "$out/quality"
-wamkit quality "$policy" --data "$out/other" --episodes 0:12 --output "$out/quality_other"
+wamkit quality "$policy" --data "$out/other" --split all --output "$out/quality_other"
 wamkit report "$out/evaluation" --output "$out/report.html" --metrics "$out/train/metrics.jsonl" \
     --title "worldvla-metaworld-small"
 printf '\n%s is ready; the page is %s\n' "$policy" "$out/report.html"
