@@ -35,14 +35,14 @@ BATCH = 16
 
 
 def config(mask: Literal["action", "causal"] = "action") -> WorldVLAConfig:
-    """`tiny` with a vocabulary that is small too, which takes most of the time."""
+    """`tiny` with a small vocabulary and a fast tokeniser of images, which take most of its time."""
     tiny = sizes.tiny(action_dim=3, state_dim=3)
     return dataclasses.replace(
         tiny,
         mask=mask,
         text_length=32,
-        codec=dataclasses.replace(tiny.codec, text="words", num_codes=512),
-        network=dataclasses.replace(tiny.network, vocab_size=1564, dropout=0.0),
+        codec=dataclasses.replace(tiny.codec, image="patch_vq", text="words", num_codes=128),
+        network=dataclasses.replace(tiny.network, vocab_size=1180, dropout=0.0),
     )
 
 
@@ -126,7 +126,7 @@ def test_the_loss_falls(world: World) -> None:
     before = measure(train(world, joint(), steps=1), world)
     after = measure(train(world, joint(), steps=60), world)
     assert after["action_loss"] < 0.5 * before["action_loss"]
-    assert after["world_loss"] < 0.7 * before["world_loss"]
+    assert after["world_loss"] < 0.85 * before["world_loss"]
     assert after["action_accuracy"] > 0.5 > before["action_accuracy"]
 
 
@@ -135,15 +135,15 @@ def test_the_loss_falls(world: World) -> None:
 def test_learning(world: World) -> None:
     """Check 12: ids of actions and codes, joint training, and what a wrong first action does.
 
-    A third of the specified steps, with a vocabulary that has room for these sequences alone;
+    A part of the specified steps, with a vocabulary that has room for these sequences alone;
     `runs/worldvla_learning.py` takes all of them with the whole.
     """
-    together = measure(train(world, joint(), steps=1200), world)
+    together = measure(train(world, joint(), steps=800), world)
     assert together["action_accuracy"] >= 0.95
     assert together["code_accuracy"] >= 0.90
-    alone = train(world, action_only(), steps=600)
+    alone = train(world, action_only(), steps=300)
     assert together["action_accuracy"] >= measure(alone, world)["action_accuracy"] - 0.02
-    causal = train(world, action_only(), steps=600, mask="causal")
+    causal = train(world, action_only(), steps=300, mask="causal")
     assert change_by_a_wrong_action(alone, world) == 0
     assert change_by_a_wrong_action(causal, world) > 1e-3
 
