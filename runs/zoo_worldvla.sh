@@ -14,8 +14,8 @@ policy=zoo/worldvla-metaworld-small
 tasks=(drawer-open-v3 window-open-v3 button-press-topdown-v3)
 settings=(--data.root "$out/data" --data.cache "$out/cache" --data.split train)
 
-wamkit record "${tasks[@]}" --output "$out/data" --episodes 120 --noise-std 0.1
-wamkit record door-open-v3 --output "$out/other" --episodes 12 --noise-std 0.1 # a task that is never trained on
+wamkit record "${tasks[@]}" --output "$out/data" --episodes 120 --noise-std 0.1 --video lossless
+wamkit record door-open-v3 --output "$out/other" --episodes 12 --noise-std 0.1 --video lossless # a task that is never trained on
 wamkit data encode worldvla-metaworld "${settings[@]}"
 wamkit train worldvla-metaworld "${settings[@]}" --output "$out/train"
 

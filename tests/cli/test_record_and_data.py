@@ -7,12 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wamkit.cli.main import main
 from wamkit.cli.record import Options, attempt_request
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.stats import read_statistics
+from wamkit.envs.base import observe
+from wamkit.envs.metaworld import MetaWorldFactory
 
 pytestmark = pytest.mark.sim
 SMALL = ("--size", "16", "--cameras", "corner2", "gripperPOV", "--settle-steps", "1", "--workers", "1")
@@ -44,6 +47,22 @@ def test_recording_continues_where_it_stopped(dataset: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "button-press-topdown-v3: 2/2 episodes, 0 attempts dropped" in shown and "added 1 episodes" in shown
     assert LeRobotDataset(dataset).num_episodes == 2
+
+
+def test_lossless_frames_are_what_was_rendered(dataset: Path, tmp_path: Path) -> None:
+    """The same attempt, kept in both ways: only lossy frames differ from what the simulator gives again."""
+    assert record(tmp_path / "exact", "--episodes", "1", "--video", "lossless") == 0
+    options = Options(tasks=("button-press-topdown-v3",), output=tmp_path)
+    simulator = MetaWorldFactory(cameras=("corner2", "gripperPOV"), height=16, width=16)()
+    simulator.reset(attempt_request(options, "button-press-topdown-v3", 0))
+    start = observe(simulator).video["corner2"]
+    simulator.close()
+    lossless, lossy = (
+        LeRobotDataset(root).frames(0, "corner2", [0])[0].astype(int) for root in (tmp_path / "exact", dataset)
+    )
+    assert np.abs(lossless - start).max() <= 3, "RGB to YUV and back rounds"
+    assert np.abs(lossy - start).max() > 10
+    assert record(dataset, "--episodes", "1", "--video", "lossless") == 2
 
 
 def test_the_dataset_names_the_simulator_that_recorded_it(

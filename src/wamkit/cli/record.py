@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -65,6 +65,10 @@ class Options:
     """How the demonstrator acts."""
     max_attempts: int | None = None
     """Attempts after which a task is given up; by default ten for each episode wanted."""
+    video: Literal["standard", "lossless"] = "standard"
+    """How frames are kept: `standard` is H.264 as every player reads it, which loses detail of small pictures (about 27
+    dB are left at 64 px) and flickers from frame to frame; `lossless` keeps what was rendered, at six times the size. A
+    world model, which learns what changes from one frame to the next, wants the latter."""
     workers: int | None = None
     """Simulator processes; by default one per core."""
     json: bool = False
@@ -74,6 +78,7 @@ class Options:
 def run(options: Options) -> int:
     """Record until every task has its successes; 1 when one was given up."""
     from wamkit.data.record import RecordingPlan, record
+    from wamkit.data.video import VideoSettings
     from wamkit.data.writer import LeRobotWriter
 
     if options.workers is not None and options.workers < 1:
@@ -91,7 +96,8 @@ def run(options: Options) -> int:
     max_attempts = _max_attempts(options)
     factory = _factory(options)
     require_demonstrator(options.suite, options.tasks)
-    with LeRobotWriter(options.output, factory.robot) as writer:
+    video = VideoSettings(crf=0, pixel_format="yuv444p") if options.video == "lossless" else None
+    with LeRobotWriter(options.output, factory.robot, video=video) as writer:
         if writer.num_episodes == 0 and writer.notes.get(_NOTES) != _settings(options):
             writer.set_notes({_NOTES: _settings(options)})  # nothing was recorded with other settings
         _require_same_settings(_settings(options), writer.notes.get(_NOTES, {}), options.output)

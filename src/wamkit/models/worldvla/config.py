@@ -355,7 +355,7 @@ def small(
         network=NetworkConfig(
             vocab_size=3100, num_layers=6, num_heads=6, dim=192, mlp_dim=512, max_length=1024, dropout=0.0
         ),
-        codec=CodecConfig(image="patch_vq", text="words", spatial=8, num_codes=2048, fit_steps=2000),
+        codec=CodecConfig(image="patch_vq", text="words", spatial=8, num_codes=2048, fit_steps=5000),
         num_views=num_views,
         image_size=64,
         action_horizon=action_horizon,
