@@ -11,7 +11,6 @@ import pytest
 
 from wamkit.envs import gl
 
-
 needs_osmesa = pytest.mark.skipif(
     find_library("OSMesa") is None, reason="libOSMesa is not installed, as where set-up found that EGL works"
 )
