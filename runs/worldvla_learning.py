@@ -4,7 +4,7 @@
 
 What is measured on held-out episodes, given the true ids before each: the share of action ids and of image codes whose
 likeliest id is right; and how far the probabilities of later actions' ids move when the first action of a chunk is
-another one. About an hour on one core; what is finished is not done again, what was interrupted continues.
+another one. What is finished is not done again, what was interrupted continues.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make zoo/worldvla-metaworld-small: one WorldVLA for three Meta-World tasks, policy and world model, from recording to its
-# score. About three hours on two cores; running it again continues where it stopped.
+# score. Some hours on two cores; running it again continues where it stopped.
 #
 #   bash runs/zoo_worldvla.sh                               everything under outputs/worldvla, then the policy under zoo/
 #   WAMKIT_ZOO=/tmp/worldvla bash runs/zoo_worldvla.sh      somewhere else

@@ -13,7 +13,7 @@ from wamkit.training.stage import TrainStage
 
 
 def worldvla_metaworld() -> Run:
-    """WorldVLA `small`, policy and world model in one, for some Meta-World tasks: under two hours on two cores.
+    """WorldVLA `small`, policy and world model in one, for some Meta-World tasks, on a CPU.
 
     It sees through the camera on the hand and feels the hand's position, as RynnVLA-002 does beside a fixed camera:
     frames of a fixed camera hardly change from one control step to the next.

@@ -350,7 +350,7 @@ def small(
     reads_state: bool = True,
     mask: Literal["action", "causal"] = "action",
 ) -> WorldVLAConfig:
-    """A useful policy and world model in a small simulator, trained on a CPU in about an hour."""
+    """A useful policy and world model in a small simulator, trained on a CPU."""
     return WorldVLAConfig(
         network=NetworkConfig(
             vocab_size=3100, num_layers=6, num_heads=6, dim=192, mlp_dim=512, max_length=1024, dropout=0.0
