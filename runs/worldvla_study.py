@@ -98,7 +98,8 @@ def make(name: str, row: Row, options: argparse.Namespace) -> None:
     print(f"== {name}", flush=True)
     if not (policy / "config.json").is_file():
         data = ["--data.root", options.zoo / "data", "--data.cache", options.zoo / "cache", "--data.split", "train"]
-        own = ["--output", folder / "train", "--seed", options.seed, *row.settings(options.steps)]
+        own = ["--output", folder / "train", "--seed", options.seed, "--precision", options.precision]
+        own += row.settings(options.steps)
         command("train", "worldvla-metaworld", *data, *own)
     if row.actions and not (folder / "evaluation" / RESULTS_FILE).is_file():
         count = ["--episodes", options.episodes, "--workers", options.workers, "--record-episodes", 0]
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the models and evaluations")
     parser.add_argument("--results", type=Path, required=True, help="folder for results.json and table.md")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what models are trained in")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -214,7 +216,8 @@ def main() -> None:
             make(name, row, options)
     table = summarize(options)
     options.results.mkdir(parents=True, exist_ok=True)
-    about = {"steps": options.steps, "action_samples_a_step": ACTION_BATCH, "seed": options.seed, "rows": table}
+    about = {"steps": options.steps, "action_samples_a_step": ACTION_BATCH, "seed": options.seed}
+    about |= {"precision": options.precision, "rows": table}
     (options.results / "results.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     (options.results / "table.md").write_text(markdown(table), encoding="utf-8")
     print(markdown(table))

@@ -4,6 +4,7 @@
 #
 #   bash runs/zoo_worldvla.sh                               everything under outputs/worldvla, then the policy under zoo/
 #   WAMKIT_ZOO=/tmp/worldvla bash runs/zoo_worldvla.sh      somewhere else
+#   bash runs/zoo_worldvla.sh --precision bf16              settings of wamkit train; this one where the CPU computes in bf16
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash runs/setup.sh
@@ -17,7 +18,7 @@ settings=(--data.root "$out/data" --data.cache "$out/cache" --data.split train)
 wamkit record "${tasks[@]}" --output "$out/data" --episodes 120 --noise-std 0.1 --video lossless
 wamkit record door-open-v3 --output "$out/other" --episodes 12 --noise-std 0.1 --video lossless # a task that is never trained on
 wamkit data encode worldvla-metaworld "${settings[@]}"
-wamkit train worldvla-metaworld "${settings[@]}" --output "$out/train"
+wamkit train worldvla-metaworld "${settings[@]}" --output "$out/train" "$@"
 
 # The score is that of the folder in zoo/: bf16 weights, loaded from there alone.
 [ -e "$policy/config.json" ] || wamkit export "$out/train/policy" --output "$policy" --dtype bfloat16

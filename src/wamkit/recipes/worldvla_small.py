@@ -22,7 +22,7 @@ def worldvla_metaworld() -> Run:
     weights, no residual dropout, and now and then a prompt without the frame before. Image codes weigh a half, not a
     twenty-fifth, since a frame has 64 of them here and not 256, and nothing was learned before.
     """
-    return _run(config.small(), worldvla.joint(), steps=5000, cameras=("gripperPOV",))
+    return _run(config.small(), worldvla.joint(), steps=4000, cameras=("gripperPOV",))
 
 
 def worldvla_debug() -> Run:
