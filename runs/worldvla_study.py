@@ -173,7 +173,9 @@ def markdown(table: dict[str, Any]) -> str:
         low, high = row["interval"]
         counts = [f"{item['successes']}/{item['trials']}" for item in row["tasks"].values()]
         pair = row.get("against")
-        told = "" if pair is None else f"{pair['row']}: +{pair['only_this']} −{pair['only_other']}, p = {pair['p']:.2f}"
+        told = (
+            "" if pair is None else f"{pair['row']}: +{pair['only_this']} −{pair['only_other']}, {_chance(pair['p'])}"
+        )
         cells = [name, *counts, f"{row['successes']}/{row['trials']}", f"{low:.0%} to {high:.0%}", told]
         lines.append("| " + " | ".join([*cells, f"{1000 * row['latency_median_seconds']:.0f} ms"]) + " |")
     lines += ["", "Next frame from recorded ones, PSNR in dB, on frames that change by 2 of 255 or more:", ""]
@@ -187,6 +189,10 @@ def markdown(table: dict[str, Any]) -> str:
                 if step["frames"] == "moving" and step["num_frames"]:
                     lines.append(_quality(name, part, step))
     return "\n".join(lines) + "\n"
+
+
+def _chance(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}"
 
 
 def _quality(name: str, part: str, step: dict[str, Any]) -> str:

@@ -26,6 +26,9 @@ wamkit evaluate "$policy" --output "$out/evaluation" --tasks "${tasks[@]}" --epi
 cp "$out/evaluation/results.json" "$policy/results.json"
 wamkit quality "$policy" --data "$out/data" --split val_ind --output "$out/quality"
 wamkit quality "$policy" --data "$out/other" --split all --output "$out/quality_other"
+mkdir -p results/worldvla_zoo
+cp "$out/quality/quality.json" results/worldvla_zoo/val_ind.json
+cp "$out/quality_other/quality.json" results/worldvla_zoo/other_task.json
 wamkit report "$out/evaluation" --output "$out/report.html" --metrics "$out/train/metrics.jsonl" \
     --title "worldvla-metaworld-small"
 printf '\n%s is ready; the page is %s\n' "$policy" "$out/report.html"
