@@ -140,6 +140,17 @@ def test_an_error_in_the_block_leaves_the_old_content_and_no_leftovers(tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["policy", "results.json"]
 
 
+def test_files_have_the_rights_of_the_umask_whoever_wrote_them(tmp_path: Path) -> None:
+    (usual := tmp_path / "usual").touch()
+    with atomic_file(tmp_path / "file") as partial:
+        partial.touch(0o600)
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").touch(0o600)
+    for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "file"):
+        assert path.stat().st_mode == usual.stat().st_mode
+
+
 def test_folders_nest(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "checkpoint") as outer:
         with atomic_folder(outer) as inner:

@@ -1,6 +1,7 @@
 """Files and folders that are either the old ones or the new ones, whenever the process dies. Standard library only.
 
 A folder is written under a hidden name beside its destination and renamed into place when it is complete and on disk.
+Files get the rights that the umask gives: safetensors would keep what it writes for its owner alone.
 Renames on POSIX are atomic, but no portable call swaps two folders, so a replacement takes two renames; between them
 the complete new folder carries a known hidden name. `complete_folder` finds it for readers, and the next writer
 finishes the move. One writer at a time per destination is assumed; readers need no lock.
@@ -47,9 +48,13 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)
+            partial.touch()
+            rights = partial.stat().st_mode
+            partial.unlink()
             yield partial
             if not partial.is_file():
                 raise FileNotFoundError(f"expected the block to write {partial} (it becomes {path}), it wrote nothing")
+            partial.chmod(rights)
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
@@ -84,6 +89,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             recover_folder(path)
             partial.mkdir()
             yield partial
+            _share(partial)
             _sync_tree(partial)
             _adopt(partial, path)
         finally:
@@ -162,6 +168,14 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
+
+
+def _share(folder: Path) -> None:
+    """Give files the rights that new ones have here: the umask's, as the folder has them."""
+    rights = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(rights)
 
 
 def _sync_tree(folder: Path) -> None:
