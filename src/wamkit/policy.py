@@ -27,6 +27,7 @@ from wamkit.models import family_module
 from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
 from wamkit.planning.gaussian import Distributions
+from wamkit.policy_inputs import check_actions, check_inputs, check_known
 from wamkit.spec import PolicySpec
 from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import Acting, ActionChunk, ActionConditioned, Decoder, Imagined, Observation, Prediction, Sampled
@@ -341,8 +342,8 @@ class Policy:
                 f"expected {self.spec.num_context} frames of every camera and a key for each observation, got video of "
                 f"shape {tuple(observation.video.shape)} and {len(keys)} keys"
             )
-        _check_known(observation.known, (len(keys), self.spec.num_context))
-        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task, fitted=True)
+        check_known(observation.known, (len(keys), self.spec.num_context))
+        check_inputs(self.spec, observation.video[:, :, -1], observation.state, observation.task, fitted=True)
         device = self._device()
         memory = self.model.encode_frames(self.seen(observation.video.to(device)))
         control = self._open(memory, observation.state, observation.task, observation.known)
@@ -365,19 +366,15 @@ class Policy:
 
         Args:
             observation: as of `predict`.
-            actions: physical units; any number of them.
+            actions: physical units; one or more.
             keys: what each row's draws follow from.
 
         Raises:
             ValueError: a family that imagines nothing along given actions, or inputs that do not fit the spec.
         """
         model = self._world()
-        self._check_inputs(observation.video[:, :, -1], observation.state, observation.task, fitted=True)
-        if actions.shape[0::2] != (len(keys), len(self.spec.robot.action)) or not torch.isfinite(actions).all():
-            raise ValueError(
-                f"expected finite actions of shape ({len(keys)}, any number, {len(self.spec.robot.action)}), got "
-                f"{tuple(actions.shape)}"
-            )
+        check_inputs(self.spec, observation.video[:, :, -1], observation.state, observation.task, fitted=True)
+        check_actions(self.spec, actions, len(keys))
         device = self._device()
         memory = model.encode_frames(self.seen(observation.video.to(device)))
         normalized = self.transforms.action.normalize_chunk(actions.to(device), observation.state.to(device))
@@ -454,26 +451,7 @@ class Policy:
         unknown = [slot for slot in slots if slot not in self._slots]
         if unknown:
             raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
-        self._check_inputs(video, state, task)
-
-    def _check_inputs(self, video: Tensor, state: Tensor, task: Sequence[str], *, fitted: bool = False) -> None:
-        """Refuse frames `b v h w c` and states that do not fit the spec; `fitted` frames may have the model's size."""
-        robot = self.spec.robot
-        camera = robot.cameras[0]
-        wanted = (len(task), len(robot.cameras), camera.height, camera.width, 3)
-        size = self.spec.image_size if fitted else None
-        if tuple(video.shape) not in (wanted, (*wanted[:2], *(size or wanted[2:4]), 3)):
-            raise ValueError(
-                f"expected video of shape (robots, cameras, height, width, 3) = {wanted} "
-                f"(cameras {', '.join(robot.camera_names)}), got {tuple(video.shape)}"
-            )
-        if tuple(state.shape) != (len(task), len(robot.state)):
-            names = ", ".join(channel.name for channel in robot.state)
-            raise ValueError(
-                f"expected state of shape {(len(task), len(robot.state))} ({names}), got {tuple(state.shape)}"
-            )
-        if not torch.isfinite(state).all():
-            raise ValueError("expected finite states, got NaN or infinity; check the robot's sensors")
+        check_inputs(self.spec, video, state, task)
 
     def _device(self) -> torch.device:
         return getattr(self.model, "device", torch.device("cpu"))
@@ -496,17 +474,6 @@ class Policy:
             statistics=self.transforms.to_dict(),
             training=training,
             write_codecs=self.model.save_codecs,
-        )
-
-
-def _check_known(known: Tensor | None, shape: tuple[int, int]) -> None:
-    """Refuse what no memory says of its frames."""
-    if known is None:
-        return
-    if known.shape != shape or not known[:, -1].all() or (known[:, :-1] & ~known[:, 1:]).any():
-        raise ValueError(
-            f"expected known to say of {shape[0]} x {shape[1]} frames whether they were seen, as are all from one "
-            f"of them to the newest, got {known.tolist()}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,12 +125,28 @@ def test_inputs_that_do_not_fit(policy: Policy) -> None:
     policy.reset([0], seeds=[0])
     with pytest.raises(ValueError, match="expected video of shape"):
         policy.act([0], video=FRAMES[:1, :, :32], state=torch.zeros(1, 3), task=["push"], executed=[0])
-    with pytest.raises(ValueError, match="expected finite actions of shape"):
+    with pytest.raises(ValueError, match="expected finite actions"):
         policy.imagine_along(observation(), torch.full((1, 2, 3), torch.nan), keys=[(0,)])
-    with pytest.raises(ValueError, match="expected finite actions of shape"):
-        policy.imagine_along(observation(), torch.zeros(1, 2, 4), keys=[(0,)])
+    for shape in ((1, 2, 4), (1, 0, 3), (2, 2, 3)):
+        with pytest.raises(ValueError, match=r"expected actions of shape \(1, one or more, 3\)"):
+            policy.imagine_along(observation(), torch.zeros(shape), keys=[(0,)])
     with pytest.raises(ValueError, match="text_length"):
         policy.act([0], video=FRAMES[:1], state=torch.zeros(1, 3), task=["push " * 60], executed=[0])
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_inputs_that_are_no_floating_point_tensors(policy: Policy) -> None:
+    policy.reset([0], seeds=[0])
+    asked: dict[str, Any] = {"task": ["push"], "executed": [0]}
+    whole = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"expected state in floating point, got torch\.int64"):
+        policy.act([0], video=FRAMES[:1], state=whole, **asked)
+    with pytest.raises(ValueError, match="expected video as a torch tensor, got ndarray"):
+        policy.act([0], video=FRAMES[:1].numpy(), state=whole.float(), **asked)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected state as a torch tensor, got NoneType"):
+        policy.act([0], video=FRAMES[:1], state=None, **asked)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected actions in floating point, got torch\.int64"):
+        policy.imagine_along(observation(), whole[None], keys=[(0,)])
 
 
 def batch_of(rows: int, *, horizon: int = 5, scale: float = 1.0, repeated: bool = False) -> Batch:
@@ -216,6 +233,13 @@ def test_tokenisers_that_do_not_fit(policy: Policy, tmp_path: Path) -> None:
         WorldVLA.create(small, tmp_path, seed=0)
     with pytest.raises(ValueError, match="no module of WorldVLA may have another shape"):
         WorldVLA.create(model.config, tmp_path, seed=0, may_resize=["lm_head"])
+    with pytest.raises(ValueError, match="at most 16000 ids"):
+        WorldVLA.fit_codecs(small, [batch_of(1)], torch.Generator(), tmp_path / "small")
+    with pytest.raises(ValueError, match="text_length"):
+        WorldVLA.fit_codecs(
+            dataclasses.replace(model.config, text_length=20), [batch_of(1)], torch.Generator(), tmp_path / "short"
+        )
+    assert not (tmp_path / "small").exists() and not (tmp_path / "short").exists()
     with pytest.raises(ValueError, match=r"set model\.codec\.pretrained"):
         WorldVLA.fit_codecs(sizes.libero(), [], torch.Generator(), tmp_path / "libero")
 

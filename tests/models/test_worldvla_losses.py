@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from wamkit.draws import TrainingDraws
 from wamkit.models.worldvla import config as sizes
 from wamkit.models.worldvla.losses import id_weights, loss_shares, losses, prompt_positions, weighted_mean
-from wamkit.models.worldvla.objective import WorldVLAObjective
+from wamkit.models.worldvla.objective import WorldVLAObjective, action_only, world_only
 from wamkit.models.worldvla.sequence import IGNORED, TokenBatch
+from wamkit.training.stage import TrainStage
 
 from .worldvla_cases import TASK, Case, make_case, published_layout
 
@@ -230,3 +232,13 @@ def test_residual_dropout_follows_the_draws() -> None:
 def test_objectives_that_cannot_be(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"expected {next(iter(changes))}"):
         WorldVLAObjective(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "size", "missing"), [(0.1, 4, "world"), (0.9, 1, "action"), (0.5, 1, "world")])
+def test_batches_that_cannot_be_divided(share: float, size: int, missing: str) -> None:
+    objective = WorldVLAObjective(world_share=share)
+    stage: dict[str, Any] = {"train": ("transformer",), "steps": 1, "learning_rate": 1e-3, "needs_future": True}
+    with pytest.raises(ValueError, match=f"batches of {size} without {missing} samples"):
+        TrainStage(name="joint", objective=objective, batch_size=size, **stage)
+    for fits in (WorldVLAObjective(world_share=share), world_only(), action_only()):
+        TrainStage(name="joint", objective=fits, batch_size=20, **stage)

@@ -136,6 +136,9 @@ def test_sentences_that_are_too_long() -> None:
     case = make_case(text_length=64)
     with pytest.raises(ValueError, match=r"at most text_length = 64 ids, got \d+"):
         case.builder.action_prompt("open the drawer that is the farthest from the window", case.codes(1, 1))
+    with pytest.raises(ValueError, match="text_length = 64") as error:
+        case.builder.check_sentences(["push", "push " * 500])
+    assert len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,9 @@ def test_sentences_that_are_too_long() -> None:
         ({"num_context": 60}, "network.max_length = 1024"),
         ({"num_future": 6}, "at most action_horizon = 5"),
         ({"acts_by": "head"}, "set network.head"),
-        ({"action_prompt": "Go!"}, r"\{task\} in action_prompt"),
+        ({"action_prompt": "Go!"}, r"action_prompt with one \{task\}"),
+        ({"action_prompt": "{task} {place}"}, "no other braces"),
+        ({"action_prompt": "{task"}, "no other braces"),
         ({"sign_channels": (7,)}, r"among the 7 actions, got \[7\]"),
         ({"state_dim": 0, "reads_state": True}, "needs a state"),
     ],

@@ -149,7 +149,8 @@ class VocabSpec:
         if self.size > size or len(self.image) != num_codes:
             raise ValueError(
                 f"expected a vocabulary of at most {size} ids, the weights', with {num_codes} image codes, got "
-                f"{self.size} ids and {len(self.image)} image codes; give the tokenizer that belongs to the weights"
+                f"{self.size} ids and {len(self.image)} image codes; give the tokenizer that belongs to the weights, "
+                "or for new ones set model.network.vocab_size and model.codec.num_codes"
             )
 
     @cached_property

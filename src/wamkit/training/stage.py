@@ -9,9 +9,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
+
+
+@runtime_checkable
+class DividesBatches(Protocol):
+    """An objective that gives the rows of a batch different things to learn."""
+
+    def check_batch(self, size: int) -> None:
+        """Refuse batches of `size` windows that it cannot divide.
+
+        Raises:
+            ValueError: saying which sizes it can.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +32,7 @@ class TrainStage:
 
     Args:
         name: names the stage in metrics and checkpoints; letters, digits, `_` and `.`.
-        objective: the family's own frozen dataclass, handed to its `loss`.
+        objective: the family's own frozen dataclass, handed to its `loss`; one that divides batches has `check_batch`.
         train: names of the model's parts that change; gradients flow through the others.
         steps: optimiser steps.
         batch_size: windows per batch.
@@ -68,6 +80,8 @@ class TrainStage:
             raise ValueError(f"stage {self.name!r}: expected betas in [0, 1), got {self.betas}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"stage {self.name!r}: expected ema_decay in (0, 1) or None, got {self.ema_decay}")
+        if isinstance(self.objective, DividesBatches):
+            self.objective.check_batch(self.batch_size)
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"stage {self.name!r}: expected schedule 'constant' or 'cosine', got {self.schedule!r}")
 

@@ -197,8 +197,11 @@ class WorldVLAConfig(ModelConfig):
             raise ValueError("acts_by 'head' needs the continuous head: set network.head, or acts_by 'tokens'")
         if self.reads_state and not self.state_dim:
             raise ValueError("reads_state needs a state: set state_dim to its channels, or reads_state to False")
-        if "{task}" not in self.action_prompt:
-            raise ValueError(f"expected {{task}} in action_prompt, where the sentence goes, got {self.action_prompt!r}")
+        if self.action_prompt.count("{task}") != 1 or set("{}") & set(self.action_prompt.replace("{task}", "")):
+            raise ValueError(
+                "expected action_prompt with one {task}, where the sentence goes, and no other braces, got "
+                f"{self.action_prompt!r}"
+            )
         wrong = [channel for channel in self.sign_channels if not 0 <= channel < self.action_dim]
         if wrong:
             raise ValueError(f"expected sign_channels among the {self.action_dim} actions, got {wrong}")

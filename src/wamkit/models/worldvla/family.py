@@ -81,9 +81,15 @@ class WorldVLA:
 
         Raises:
             FileNotFoundError: no pretrained tokenisers in the folder that the configuration names.
-            ValueError: pretrained tokenisers are named without a folder, or do not fit.
+            ValueError: pretrained tokenisers are named without a folder, or do not fit; or a task is too long. Nothing
+                was fitted then.
         """
         text = make_text_tokenizer(config)
+        vocabulary = VocabSpec.from_vocabulary(text.vocabulary, num_codes=config.codec.num_codes)
+        vocabulary.check_fit(config.network.vocab_size, num_codes=config.codec.num_codes)
+        SequenceBuilder(config, vocabulary, text).check_sentences(
+            {task: None for batch in batches for task in batch.task}
+        )
         frames = [
             rearrange(video, "b v t h w c -> (b v t) h w c")
             for batch in batches

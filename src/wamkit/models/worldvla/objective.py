@@ -48,6 +48,20 @@ class WorldVLAObjective:
             if getattr(self, name) < 0:
                 raise ValueError(f"expected {name} of 0 or more, got {getattr(self, name)}")
 
+    def check_batch(self, size: int) -> None:
+        """Refuse batches too small to hold samples of both kinds, where both are asked for.
+
+        Raises:
+            ValueError: naming the share.
+        """
+        num_world = round(self.world_share * size)
+        if 0 < self.world_share < 1 and num_world in (0, size):
+            missing = "action" if num_world else "world"
+            raise ValueError(
+                f"expected batches in which world_share = {self.world_share:g} leaves samples of either kind, got "
+                f"batches of {size} without {missing} samples; use larger batches, or a world_share of 0 or 1"
+            )
+
     @property
     def needs_future(self) -> bool:
         """Whether future frames are read."""

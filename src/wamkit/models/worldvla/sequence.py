@@ -11,7 +11,7 @@ and several cameras.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,6 +67,10 @@ class Prompts:
         return Prompts(ids=self.ids[index], lengths=self.lengths[index])
 
 
+SHOWN_LENGTH = 80
+"""Characters of a sentence that an error shows."""
+
+
 class SequenceBuilder:
     """Puts segments together; every id comes from the vocabulary.
 
@@ -80,7 +84,6 @@ class SequenceBuilder:
         self.config, self.vocabulary, self._tokenizer = config, vocabulary, tokenizer
         self.bins = ActionBins(config.binning)
         self.grid_id = vocabulary.grid_id(config.image_size)
-        self._texts: dict[str, Tensor] = {}
 
     def image(self, codes: Int[Tensor, "*n y x"]) -> Int[Tensor, "*n l"]:
         """IMG: begin, height, width, rows of codes each with its end, end.
@@ -122,15 +125,23 @@ class SequenceBuilder:
         Raises:
             ValueError: more than `text_length`.
         """
-        if sentence not in self._texts:
-            ids = self._tokenizer.encode(sentence)
-            if len(ids) > self.config.text_length:
-                raise ValueError(
-                    f"expected sentences of at most text_length = {self.config.text_length} ids, got {len(ids)} for "
-                    f"{sentence!r}; shorten it, or train with a larger text_length"
-                )
-            self._texts[sentence] = torch.tensor(ids, dtype=torch.long)
-        return self._texts[sentence].to(device)
+        ids = self._tokenizer.encode(sentence)
+        if len(ids) > self.config.text_length:
+            shown = sentence if len(sentence) <= SHOWN_LENGTH else f"{sentence[:SHOWN_LENGTH]}…"
+            raise ValueError(
+                f"expected sentences of at most text_length = {self.config.text_length} ids, got {len(ids)} for "
+                f"{shown!r}; shorten it, or train with a larger text_length"
+            )
+        return torch.tensor(ids, dtype=torch.long, device=device)
+
+    def check_sentences(self, tasks: Iterable[str]) -> None:
+        """Refuse tasks whose question `text_length` does not hold, or the question before images.
+
+        Raises:
+            ValueError: naming the first of them.
+        """
+        for sentence in (self.config.world_prompt, *map(self._question, tasks)):
+            self.text(sentence, torch.device("cpu"))
 
     def action_prompt(
         self, task: str, codes: Int[Tensor, "t v y x"], state: Float[Tensor, " s"] | None = None
@@ -145,7 +156,7 @@ class SequenceBuilder:
         Raises:
             ValueError: no state for a model that reads one.
         """
-        parts = [self._begin(codes.device), self.text(self.config.action_prompt.format(task=task), codes.device)]
+        parts = [self._begin(codes.device), self.text(self._question(task), codes.device)]
         if self.config.reads_state:
             if state is None:
                 raise ValueError("expected a state, which this model reads (reads_state), got none")
@@ -157,6 +168,9 @@ class SequenceBuilder:
         pairs = torch.cat((self.frame(codes), self.action(actions)), dim=-1)
         text = self.text(self.config.world_prompt, codes.device)
         return torch.cat((self._begin(codes.device), text, pairs.flatten(), self._turn(codes.device)))
+
+    def _question(self, task: str) -> str:
+        return self.config.action_prompt.replace("{task}", task)
 
     def action_answer(self, actions: Float[Tensor, "p a"]) -> Int[Tensor, " l"]:
         """The actions of a chunk, and the turn mark."""
