@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from wamkit_client import Busy, DeadlineMissed, NotReady, ServerError
+from wamkit_client import BadRequest, Busy, DeadlineMissed, NotReady, ServerError
 
 from wamkit.policy import Policy
-from wamkit.serving.inference import Answer, Batching, Call, Inference
+from wamkit.serving.inference import MAX_REASON, Answer, Batching, Call, Inference
 from wamkit.serving.requests import Settings
 
 from ..policies import EPISODE, PLANNER, VIDEO, make_policy, watched
@@ -35,6 +36,8 @@ class Gate(Policy):
         self.calls.append(len(slots))
         if any(sentence == "break" for sentence in inputs["task"]):
             raise RuntimeError("secret path /root")
+        if "refuse" in inputs["task"]:
+            raise ValueError(f"expected fewer words, got {'go ' * 2000}; shorten it")
         decision = super().decide(slots, **inputs)
         if "nan" in inputs["task"]:
             actions = decision.chunk.actions.clone()
@@ -160,7 +163,7 @@ def test_calls_of_different_kinds_keep_apart() -> None:
     inference.stop()
 
 
-@pytest.mark.parametrize("broken", ["break", "nan"])
+@pytest.mark.parametrize("broken", ["break", "nan", "refuse"])
 def test_one_that_fails_fails_alone(
     inference: Inference, gate: Gate, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,12 +177,17 @@ def test_one_that_fails_fails_alone(
     with pytest.raises(ServerError) as error:
         answers[1].result()
     assert "secret" not in str(error.value) and "/root" not in str(error.value)
+    assert isinstance(error.value, BadRequest) == (broken == "refuse")
+    if broken == "refuse":
+        assert re.fullmatch("expected fewer words, got (go )+.*… .*(go )+; shorten it", str(error.value))
+        assert len(str(error.value)) <= MAX_REASON + 3 and len(caplog.text) < 2 * MAX_REASON
     for slot in (slots[0], slots[2]):
         wanted = alone([0, 4], seed=slot, executed=4)[1]
         position = slots.index(slot)
         np.testing.assert_allclose(answers[position].result().actions, wanted, atol=1e-5)
     if broken == "break":
         assert "secret path" in caplog.text, "the log says why"
+    if broken != "nan":
         again = ask(inference, slots[1], 4).result().actions  # its episode is as before the call that failed
         np.testing.assert_allclose(again, alone([0, 4], seed=slots[1], executed=4)[1], atol=1e-5)
 
@@ -225,7 +233,7 @@ def test_a_call_that_still_waits_at_its_deadline_is_told_then(inference: Inferen
     assert gate.calls == [1]
 
 
-@pytest.mark.parametrize("task", ["break", "nan"])
+@pytest.mark.parametrize("task", ["break", "nan", "refuse"])
 def test_a_beginning_that_fails_leaves_the_episode_before(inference: Inference, task: str) -> None:
     slot = inference.new_slot()
     ask(inference, slot, 0, seed=3).result()

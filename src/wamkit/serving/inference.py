@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from wamkit_client.errors import Busy, DeadlineMissed, NotReady, ServerError
+from wamkit_client.errors import BadRequest, Busy, DeadlineMissed, NotReady, ServerError
 
 from wamkit.batching import ExactBatches
 from wamkit.policy import Decision, Policy
@@ -28,6 +28,7 @@ from wamkit.types import ActionChunk, Imagined
 logger = logging.getLogger(__name__)
 
 NUM_VARIANTS = 8  # settings that robots ask for, kept with what was found out about batches under them
+MAX_REASON = 280  # characters of what a policy says of an input, which may hold all of a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +332,8 @@ class Inference:
                 self._answer(part)
             except Exception as error:
                 if len(part) > 1:
-                    logger.warning("a call for %d robots failed (%s); each gets one of its own", len(part), error)
+                    reason = _short(f"{error}")
+                    logger.warning("a call for %d robots failed (%s); each gets one of its own", len(part), reason)
                     self._serve_alone(part)
                 else:
                     self._fail(part[0], error)
@@ -344,6 +346,10 @@ class Inference:
                 self._fail(call, error)
 
     def _fail(self, call: Call, error: Exception) -> None:
+        """Tell one robot why its own call failed."""
+        if isinstance(error, ValueError):  # what it sent does not fit, see `Policy.act`
+            logger.debug("the policy refused what a robot sent", exc_info=error)
+            error = BadRequest(_short(f"{error}"))
         if isinstance(error, ServerError):
             call.answer.set_exception(error)
             return
@@ -368,7 +374,7 @@ class Inference:
         try:
             is_exact = batches.allows(video, state, task, calls[0].imagine, known)
         except Exception as error:
-            logger.warning("a trial of sharing calls failed: %s", error)
+            logger.warning("a trial of sharing calls failed: %s", _short(f"{error}"))
             is_exact = False
         finally:
             policy.forget(range(self.batching.max_batch))
@@ -447,3 +453,10 @@ def _stacked(calls: Sequence[Call]) -> tuple[torch.Tensor, torch.Tensor, list[st
     video = torch.from_numpy(np.stack([call.video for call in calls]))
     state = torch.from_numpy(np.stack([call.state for call in calls]))
     return video, state, [call.task for call in calls]
+
+
+def _short(reason: str) -> str:
+    """A reason without its middle when it is long: what was expected comes first, and what to do last."""
+    if len(reason) <= MAX_REASON:
+        return reason
+    return f"{reason[: MAX_REASON // 2]} … {reason[-MAX_REASON // 2 :]}"
