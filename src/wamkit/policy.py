@@ -418,7 +418,10 @@ class Policy:
         if self.planner is None:
             return None
         if not isinstance(control, LatentProblem):
-            raise ValueError(f"family {self.spec.family!r} has no latent noise to plan over; use planner=None")
+            raise ValueError(
+                f"family {self.spec.family!r} has no latent noise to plan over; use --planner none (planner=None in "
+                "Python)"
+            )
         value = self.transforms.value
         denormalize = None if value is None else value.denormalize
         return plan(control, self.planner, draws, denormalize=denormalize, previous=previous)
@@ -531,7 +534,9 @@ def load_policy(
     files = read_policy(folder)
     config, transforms = read_settings(files)
     if planner is not None and not config.value_channels:
-        raise ValueError(f"{folder} has no value expert, so there is nothing to plan by; use planner=None")
+        raise ValueError(
+            f"{folder} has no value expert, so there is nothing to plan by; use --planner none (planner=None in Python)"
+        )
     model = family_module(files.family).FAMILY.load(
         config, files.open_weights(), files.codecs, source=str(folder), dtype=dtype, pretrained=pretrained
     )
