@@ -27,6 +27,7 @@ from wamkit.evaluation.fvd import video_distance
 from wamkit.evaluation.i3d import I3D
 from wamkit.evaluation.lpips import LPIPS
 from wamkit.evaluation.open_loop_results import DatasetIdentity
+from wamkit.evaluation.report import write_report
 from wamkit.evaluation.results import PolicyIdentity
 from wamkit.evaluation.statistics import bootstrap_interval
 from wamkit.evaluation.video_metrics import PSNR_CAP, FrameScores
@@ -394,6 +395,24 @@ def test_films_and_pictures_show_the_first_episodes(tmp_path: Path) -> None:
     picture = np.asarray(Image.open(tmp_path / "out" / "frames" / "episode_000001_front.png"))
     assert picture.shape == (2 * 16 * 6 + 2 + 8, 7 * (20 * 6 + 2), 3)
     assert (picture[:96, :120] == 90).all() and (picture[98 : 98 + 96, 6 * 122 : 6 * 122 + 120] == 90 + 14).all()
+
+
+def test_the_report_shows_numbers_and_pictures(tmp_path: Path) -> None:
+    data = dataset()
+    for name, model in (("copying", copying), ("right", truth(data))):
+        measure(world(model), data, tmp_path / name, num_films=1)
+    page = tmp_path / "page.html"
+    assert main(["report", "--quality", str(tmp_path / "copying"), str(tmp_path / "right"), "--output", str(page)]) == 0
+    text = page.read_text()
+    results = WorldQuality.load(tmp_path / "copying")
+    step, rollout = results.steps[0], results.rollouts[0]
+    assert step.copy is not None and rollout.copy is not None
+    assert f"{step.copy.psnr.mean:.2f} dB" in text and f"{rollout.copy.psnr.mean:.2f} dB" in text
+    assert "+0.00 dB" in text and "exact" in text and "Not measured: lpips: no weights" in text
+    assert text.count("data:image/png") == 2 * len(CAMERAS) and "<title>World model: " in text
+    with pytest.raises(FileNotFoundError, match="make it with `wamkit quality`"):
+        write_report([], page, quality=[tmp_path])
+    assert page.read_text() == text
 
 
 def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Turn one or several evaluations, and open-loop validations, into one self-contained HTML page.
+"""Turn one or several evaluations, open-loop validations and world models into one self-contained HTML page.
 
 The page shows success with intervals, rollout films, imagined against real frames, values, planner scores, predictions
-along recorded episodes, and training.
+along recorded episodes, what world models are worth, and training.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class Options:
     """Folders of evaluations; the first of each protocol is what the others are paired with."""
     openloop: tuple[Path, ...] = ()
     """Folders of `wamkit openloop`."""
+    quality: tuple[Path, ...] = ()
+    """Folders of `wamkit quality`."""
     output: Path = Path("report.html")
     """The page."""
     title: str = ""
@@ -47,6 +49,7 @@ def run(options: Options) -> int:
         options.output,
         options.title,
         open_loop=options.openloop,
+        quality=options.quality,
         metrics=options.metrics,
         max_films=options.films,
         max_episodes=options.details,

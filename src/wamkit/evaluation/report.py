@@ -1,4 +1,4 @@
-"""`wamkit report`: evaluations and open-loop validations as one self-contained HTML page."""
+"""`wamkit report`: evaluations, open-loop validations and world models as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import wamkit
 from wamkit.atomic import atomic_file
@@ -18,6 +19,9 @@ from wamkit.evaluation.report_tables import success_tables
 from wamkit.evaluation.report_training import training_curves
 from wamkit.evaluation.results import PolicyIdentity
 
+if TYPE_CHECKING:
+    from wamkit.evaluation.report_world import Measured
+
 
 def write_report(
     folders: Sequence[Path],
@@ -25,6 +29,7 @@ def write_report(
     title: str = "",
     *,
     open_loop: Sequence[Path] = (),
+    quality: Sequence[Path] = (),
     metrics: Path | None = None,
     max_films: int = 6,
     max_episodes: int = 2,
@@ -37,21 +42,23 @@ def write_report(
         out: the HTML file.
         title: by default made from the tasks.
         open_loop: folders of open-loop validations, each with an `openloop.json`; with them, `folders` may be empty.
+        quality: folders of world models' measurements, each with a `quality.json`; with them too.
         metrics: training metrics (JSON lines with `stage`, `step`, `loss`).
         max_films: films per evaluation.
-        max_episodes: episodes per evaluation or validation shown in detail (imagined frames, values, scores, plots).
+        max_episodes: episodes per evaluation, validation or world model shown in detail (imagined frames, values,
+            scores, plots).
 
     Returns:
         `out`.
 
     Raises:
-        FileNotFoundError: a folder without `results.json` or `openloop.json`, or no such metrics file.
+        FileNotFoundError: a folder without `results.json`, `openloop.json` or `quality.json`, or no such metrics file.
         ValueError: no folder was given, `out` is a folder, a number is negative, or a file is damaged.
     """
-    if not folders and not open_loop:
+    if not folders and not open_loop and not quality:
         raise ValueError(
-            "expected at least one evaluation folder, got none; name folders of `wamkit evaluate`, or of "
-            "`wamkit openloop` with --openloop"
+            "expected at least one evaluation folder, got none; name folders of `wamkit evaluate`, of `wamkit "
+            "openloop` with --openloop, or of `wamkit quality` with --quality"
         )
     if max_films < 0 or max_episodes < 0:
         raise ValueError(f"expected 0 or more films and episodes, got {max_films} and {max_episodes}")
@@ -59,6 +66,11 @@ def write_report(
         raise ValueError(f"expected a file name for the page, got the folder {out}; for instance {out / 'report.html'}")
     evaluations = [Evaluation(folder) for folder in folders]
     validated = [Validation(folder) for folder in open_loop]
+    measured: list[Measured] = []
+    if quality:  # its numbers are read with torch, which no other page needs
+        from wamkit.evaluation.report_world import Measured, world_models
+
+        measured = [Measured(folder) for folder in quality]
     sections = []
     if evaluations:
         sections += [
@@ -70,38 +82,42 @@ def write_report(
         ]
     if validated:
         sections.append(Section(anchor="openloop", title="Open loop", body=validations(validated, max_episodes)))
+    if measured:
+        sections.append(Section(anchor="world", title="World model", body=world_models(measured, max_episodes)))
     if evaluations or metrics is not None:
         sections.append(Section(anchor="training", title="Training", body=training_curves(metrics)))
     page = render_page(
-        title=title or _title(evaluations, validated),
-        header=_header(evaluations) if evaluations else _validation_header(validated),
+        title=title or _title(evaluations, validated, measured),
+        header=_header(evaluations) if evaluations else _validation_header(validated, measured),
         sections=sections,
-        footer=_footer(evaluations, validated),
+        footer=_footer(evaluations, [*validated, *measured]),
     )
     with atomic_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
     return out
 
 
-def _title(evaluations: Sequence[Evaluation], validated: Sequence[Validation]) -> str:
+def _title(evaluations: Sequence[Evaluation], validated: Sequence[Validation], measured: Sequence[Measured]) -> str:
     if not evaluations:
-        names = dict.fromkeys(validation.results.policy.name for validation in validated)
-        return f"Open loop: {', '.join(names)}"
+        others: list[Validation | Measured] = [*validated, *measured]
+        names = dict.fromkeys(item.results.policy.name for item in others)
+        return f"{'Open loop' if validated else 'World model'}: {', '.join(names)}"
     tasks = list(dict.fromkeys(task for evaluation in evaluations for task in evaluation.results.tasks))
     return f"Closed loop: {', '.join(tasks[:3])}{' and more' if len(tasks) > 3 else ''}"
 
 
-def _validation_header(validated: Sequence[Validation]) -> str:
-    results = [validation.results for validation in validated]
-    return facts(
-        [
-            ("Policy", _each([_policy(result.policy) for result in results])),
-            ("Dataset", _each([escape(result.dataset.name) for result in results])),
-            ("Robot", _each([escape(result.dataset.robot) for result in results])),
-            ("Episodes", _each([str(len(result.episodes)) for result in results])),
-            ("Seeds", _each([", ".join(map(str, result.seeds)) for result in results])),
-        ]
-    )
+def _validation_header(validated: Sequence[Validation], measured: Sequence[Measured]) -> str:
+    others: list[Validation | Measured] = [*validated, *measured]
+    results = [item.results for item in others]
+    told = [
+        ("Policy", _each([_policy(result.policy) for result in results])),
+        ("Dataset", _each([escape(result.dataset.name) for result in results])),
+        ("Robot", _each([escape(result.dataset.robot) for result in results])),
+        ("Episodes", _each([str(len(result.episodes)) for result in results])),
+    ]
+    if validated:
+        told.append(("Seeds", _each([", ".join(map(str, item.results.seeds)) for item in validated])))
+    return facts(told)
 
 
 def _header(evaluations: Sequence[Evaluation]) -> str:
@@ -123,12 +139,12 @@ def _header(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def _footer(evaluations: Sequence[Evaluation], validated: Sequence[Validation]) -> str:
+def _footer(evaluations: Sequence[Evaluation], others: Sequence[Validation | Measured]) -> str:
     made_with: list[tuple[str, dict[str, object]]] = [
         (evaluation.folder.name, {**evaluation.results.versions, **evaluation.results.machine})
         for evaluation in evaluations
     ]
-    made_with += [(validation.folder.name, {**validation.results.versions}) for validation in validated]
+    made_with += [(other.folder.name, {**other.results.versions}) for other in others]
     names: dict[str, list[str]] = {}
     for name, facts_of in made_with:
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts_of.items() if value is not None)
