@@ -29,6 +29,7 @@ wamkit quality "$policy" --data "$out/other" --split all --output "$out/quality_
 mkdir -p results/worldvla_zoo
 cp "$out/quality/quality.json" results/worldvla_zoo/val_ind.json
 cp "$out/quality_other/quality.json" results/worldvla_zoo/other_task.json
+cp "$out/quality/frames/episode_000108_gripperPOV.png" docs/images/worldvla_rollout.png
 wamkit report "$out/evaluation" --quality "$out/quality" "$out/quality_other" --output "$out/report.html" \
     --metrics "$out/train/metrics.jsonl" --title "worldvla-metaworld-small"
 printf '\n%s is ready; the page is %s\n' "$policy" "$out/report.html"
