@@ -20,12 +20,12 @@ wamkit record door-open-v3 --output "$out/other" --episodes 12 --noise-std 0.1 -
 wamkit data encode worldvla-metaworld "${settings[@]}"
 wamkit train worldvla-metaworld "${settings[@]}" --output "$out/train" "$@"
 
-# The score is that of the folder in zoo/: bf16 weights, loaded from there alone.
+# The score is that of the folder in zoo/: bf16 weights, loaded from there alone. To replace the one that is there, remove it.
 [ -e "$policy/config.json" ] || wamkit export "$out/train/policy" --output "$policy" --dtype bfloat16
 wamkit evaluate "$policy" --output "$out/evaluation" --tasks "${tasks[@]}" --episodes 50 --workers 5 --record-episodes 1
 cp "$out/evaluation/results.json" "$policy/results.json"
-wamkit quality "$policy" --data "$out/data" --split val_ind --output "$out/quality"
-wamkit quality "$policy" --data "$out/other" --split all --output "$out/quality_other"
+[ -e "$out/quality/quality.json" ] || wamkit quality "$policy" --data "$out/data" --split val_ind --output "$out/quality"
+[ -e "$out/quality_other/quality.json" ] || wamkit quality "$policy" --data "$out/other" --split all --output "$out/quality_other"
 mkdir -p results/worldvla_zoo
 cp "$out/quality/quality.json" results/worldvla_zoo/val_ind.json
 cp "$out/quality_other/quality.json" results/worldvla_zoo/other_task.json
