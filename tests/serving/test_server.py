@@ -242,7 +242,7 @@ def test_a_deadline_is_kept_and_the_episode_goes_on() -> None:
 
 
 def test_a_slow_policy_keeps_nobody_from_being_answered() -> None:
-    with serving(slow(1.0), Batching(max_batch=1)) as server, Client(server.url) as robot:
+    with serving(slow(2.5), Batching(max_batch=1)) as server, Client(server.url) as robot:
         busy = threading.Thread(target=robot.infer, args=(observation(),))
         busy.start()
         time.sleep(0.2)
@@ -254,7 +254,7 @@ def test_a_slow_policy_keeps_nobody_from_being_answered() -> None:
                 assert connection.ping().wait(5)
             assert get(server, "/healthz") == (200, b"OK\n")
             slowest = max(slowest, time.monotonic() - begun)
-        assert 0 < slowest < 0.5
+        assert 0 < slowest < 1.5, "less than the policy takes, on a busy machine too"
 
 
 # The end

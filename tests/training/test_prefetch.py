@@ -84,6 +84,7 @@ class Elsewhere(Windows):
         super().__init__(SEE)
 
     def draw(self, step: int) -> Batch:
+        time.sleep(0.2)  # or the first process to start could have drawn all before the second
         if step == 5:
             raise FileNotFoundError(2, "no such file", "video.mp4")
         if step == 7:
