@@ -348,8 +348,10 @@ class Inference:
     def _fail(self, call: Call, error: Exception) -> None:
         """Tell one robot why its own call failed."""
         if isinstance(error, ValueError):  # what it sent does not fit, see `Policy.act`
-            logger.debug("the policy refused what a robot sent", exc_info=error)
-            error = BadRequest(_short(f"{error}"))
+            reason = _short(f"{error}")
+            logger.info("the policy refused what a robot sent: %s", reason)
+            logger.debug("where it did", exc_info=error)
+            error = BadRequest(reason)
         if isinstance(error, ServerError):
             call.answer.set_exception(error)
             return

@@ -87,9 +87,7 @@ class WorldVLA:
         text = make_text_tokenizer(config)
         vocabulary = VocabSpec.from_vocabulary(text.vocabulary, num_codes=config.codec.num_codes)
         vocabulary.check_fit(config.network.vocab_size, num_codes=config.codec.num_codes)
-        SequenceBuilder(config, vocabulary, text).check_sentences(
-            {task: None for batch in batches for task in batch.task}
-        )
+        SequenceBuilder(config, vocabulary, text).check_sentences(task for batch in batches for task in batch.task)
         frames = [
             rearrange(video, "b v t h w c -> (b v t) h w c")
             for batch in batches
