@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
@@ -103,6 +104,15 @@ class BlindPresser:
 def blind_presser() -> type[BlindPresser]:
     """The class of a simple acting policy for closed-loop tests."""
     return BlindPresser
+
+
+@pytest.fixture(autouse=True)
+def log_level_kept() -> Iterator[None]:
+    """A command run in this process makes the library's log speak up: for its own test alone."""
+    log = logging.getLogger("wamkit")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture
