@@ -78,7 +78,9 @@ def test_a_policy_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (policy.family, policy.config) == ("wav", {"width": 6, "views": [0, 1]})
     assert policy.spec == SPEC
     assert policy.statistics == {"action": {"mean": [0.5, 1.0], "epsilon": 1e-8}}
+    assert policy.training.pop("codecs_sha256") == fingerprint_folder(policy.codecs)
     assert policy.training == TRAINING
+    policy.check_codecs()
     assert os.listdir(policy.codecs) == ["codec.json"]
     assert same(policy.load_weights(), network().state_dict())
     other = network(seed=1)

@@ -101,7 +101,7 @@ def test_the_package_stays_clear_of(banned: set[str], allowed_in: str, why: str)
 
 def light_modules() -> list[str]:
     """The modules that a command line needs before it starts to work."""
-    at_work = ("execute", "datasets", "import_weights", "published_datasets")
+    at_work = ("execute", "codecs", "datasets", "import_weights", "published_datasets")
     paths = [
         SOURCE / "spec.py",
         SOURCE / "episode.py",

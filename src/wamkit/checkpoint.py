@@ -4,7 +4,7 @@
     config.json         the family's configuration, with its name under "type"
     spec.json           what the policy needs and gives (`PolicySpec`)
     statistics.json     normalisation of state and actions, formula and epsilon named
-    training.json       recipe, commit, versions, seeds, data fingerprint
+    training.json       recipe, commit, versions, seeds, data fingerprint; which codecs the weights were trained behind
     README.md           model card
     codecs/             what the codecs need to load again
     results.json        optional: what the policy scored; no part of what it does
@@ -35,6 +35,7 @@ TRAINING_STATE = "training_state"
 _JSON_FILES = ("config.json", "spec.json", "statistics.json", "training.json")
 _NO_PART_OF_THE_POLICY = (("README.md",), ("results.json",))
 _LISTED = 8
+_CODECS = "codecs_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,26 @@ class PolicyFiles:
     def fingerprint(self) -> str:
         """sha256 over the folder's files, see `fingerprint_folder`; computed once, when asked for."""
         return fingerprint_folder(self.folder)
+
+    def check_codecs(self) -> None:
+        """Refuse codecs other than those that the weights were trained behind.
+
+        Others could fit in every shape, and the network would read noise. Folders of older versions, which do not say
+        which they were, pass.
+
+        Raises:
+            ValueError: the files of `codecs/` are not those that were written.
+        """
+        written = self.training.get(_CODECS)
+        if written is None:
+            return
+        found = fingerprint_folder(self.codecs)
+        if found != written:
+            raise ValueError(
+                f"{self.codecs}: expected the codecs that the weights were trained behind ({written!s:.12}, "
+                f"{self.folder / 'training.json'}), got others ({found:.12}), which would show the network noise; "
+                f"{COPY_AGAIN}"
+            )
 
     def load_weights(self) -> dict[str, Tensor]:
         """The weights on the CPU, in the type they were saved with.
@@ -107,7 +128,7 @@ def write_policy(
         config: the family's configuration, JSON-ready; "type" is added.
         spec: what the policy needs and gives.
         statistics: normalisation of state and actions, JSON-ready.
-        training: recipe, commit, versions, seeds, data fingerprint, JSON-ready.
+        training: recipe, commit, versions, seeds, data fingerprint, JSON-ready; the codecs' sha256 is added.
         write_codecs: fills the folder `codecs/` it is given, or `None` when the codecs need no files.
         dtype: type of the saved floating-point weights; `None` keeps theirs.
         card: extra sections of the model card, title -> Markdown text.
@@ -132,10 +153,12 @@ def write_policy(
         write_json(folder / "config.json", {"type": family, **config})
         write_json(folder / "spec.json", spec.to_dict())
         write_json(folder / "statistics.json", statistics)
-        write_json(folder / "training.json", training)
+        training = {key: value for key, value in training.items() if key != _CODECS}
         if write_codecs is not None:
             (folder / "codecs").mkdir()
             write_codecs(folder / "codecs")
+            training[_CODECS] = fingerprint_folder(folder / "codecs")
+        write_json(folder / "training.json", training)
         num_parameters = sum(tensor.numel() for tensor in weights.values())
         text = model_card(spec=spec, training=training, num_parameters=num_parameters, sections=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")

@@ -540,6 +540,7 @@ def load_policy(
     model = family_module(files.family).FAMILY.load(
         config, files.open_weights(), files.codecs, source=str(folder), dtype=dtype, pretrained=pretrained
     )
+    files.check_codecs()
     model.to(device)
     model.network.eval()
     return Policy(

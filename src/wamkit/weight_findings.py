@@ -28,6 +28,7 @@ class Findings:
         files: how many files.
         layout: whose names they use.
         groups: number of tensors by group.
+        recognized: number of tensors whose names the model has too.
         parameters: number of values.
         dtypes: number of tensors by type.
         model: name of the model they were held against.
@@ -43,6 +44,7 @@ class Findings:
     files: int
     layout: str
     groups: dict[str, int]
+    recognized: int
     parameters: int
     dtypes: dict[str, int]
     model: str

@@ -548,6 +548,22 @@ def test_the_command_says_what_is_wrong(
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_policy_that_never_saw_a_future_frame_is_told_of(
+    square: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "policy"
+    recipe = {"stages": [{"needs_future": False}], "data": {"action_offset": 0}}
+    world_policy().save(folder, config=dataclasses.asdict(world_config()), training={"recipe": recipe})
+    common = [str(folder), "--data", str(square), "--output"]
+    for command in (
+        ["quality", *common, str(tmp_path / "a"), "--episodes", "0", "--films", "0"],
+        ["imagine", *common, str(tmp_path / "b"), "--chunks", "1"],
+    ):
+        caplog.clear()
+        assert main(command) == 0
+        assert "never learned to imagine" in caplog.text
+
+
 def test_a_family_without_a_world_model_is_refused() -> None:
     with pytest.raises(ValueError, match="family 'wav' imagines no frames along given actions"):
         world_of(make_policy())

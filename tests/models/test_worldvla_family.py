@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from wamkit.checkpoint import export_policy
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.draws import SeededDraws, TrainingDraws
 from wamkit.imagination import imagine
@@ -82,6 +84,19 @@ def test_saved_and_loaded(policy: Policy, tmp_path: Path) -> None:
     assert torch.equal(
         policy.reconstruct(FRAMES[None, :1].transpose(1, 2)), loaded.reconstruct(FRAMES[None, :1].transpose(1, 2))
     )
+
+
+def test_codecs_of_another_policy_of_the_same_sizes_are_refused(policy: Policy, tmp_path: Path) -> None:
+    model, folder = family(policy), tmp_path / "policy"
+    policy.save(folder, config=model.config.to_dict(), training={})
+    other = dataclasses.replace(model.config, codec=dataclasses.replace(model.config.codec, fit_steps=3))
+    untrained = untrained_policy(other, ROBOT, execution_horizon=5)
+    untrained.save(tmp_path / "other", config=other.to_dict(), training={})
+    assert load_policy(export_policy(folder, tmp_path / "copy")).spec == policy.spec
+    shutil.rmtree(folder / "codecs")
+    shutil.copytree(tmp_path / "other" / "codecs", folder / "codecs")
+    with pytest.raises(ValueError, match=r"codecs: expected the codecs that the weights were trained behind .*again"):
+        load_policy(folder)
 
 
 def test_a_frame_is_imagined_behind_every_action(policy: Policy) -> None:

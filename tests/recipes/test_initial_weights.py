@@ -151,8 +151,16 @@ def test_verify_weights_asks_the_family(ge_base: Path, capsys: pytest.CaptureFix
     assert main(["verify", "weights", str(policy), "--model", str(policy), "--family", "wav"]) == 0
     said = capsys.readouterr().out
     assert f"held against {policy} (" in said and "as exact (every tensor of the network)" in said
+    other = policy.with_name("worldvla-metaworld-small")
+    assert main(["verify", "weights", str(other), "--model", "small"]) == 0, "the family is told by the names"
+    assert "names of Chameleon; transformer 81" in capsys.readouterr().out
+    assert main(["verify", "weights", str(other)]) == 1
+    assert "held against libero-256 (419 tensors" in capsys.readouterr().out
+    assert main(["verify", "weights", str(other), "--family", "wav"]) == 1
+    assert "held against libero (2420 tensors" in capsys.readouterr().out
     for wrong, message in (
-        (["--model", "huge"], "expected a size of family 'wav' (libero, dualarm, small, tiny) or a policy folder"),
+        (["--model", "huge"], "expected a size (wav: libero, dualarm, small, tiny; worldvla: libero-256, "),
+        (["--model", "huge", "--family", "wav"], "(wav: libero, dualarm, small, tiny) or a policy folder, got 'huge'"),
         (["--family", "wave"], "unknown model family 'wave'; known families are ['wav'"),
         (["--profile", "ge-base"], "unknown profile 'ge-base' of weights for a WAV; choose among exact, ltx, ge_base"),
         (["--may-resize", "proj_in"], "unknown load policy ['proj_in']"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import wamkit
-from wamkit.training.record import source_commit, training_record
+from wamkit.training.record import saw_no_future, source_commit, training_record
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -53,3 +53,21 @@ def test_the_record_holds_recipe_seed_and_data() -> None:
     record = training_record(recipe={"stages": []}, seed=4, data_fingerprint="abc")
     assert (record["recipe"], record["seed"], record["data_fingerprint"]) == ({"stages": []}, 4, "abc")
     assert set(record) == {"recipe", "seed", "data_fingerprint", "commit", "versions"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"stages": [{"needs_future": False}, {"needs_future": False}]}, True),
+        ({"stages": [{"needs_future": True}, {"needs_future": False}]}, False),
+        ({"stages": [{"needs_future": False}], "initial": {"name": "video.safetensors"}}, False),
+        ({"stages": [{"name": "imported"}]}, False),
+        ({"stages": []}, False),
+        ({"stages": 3}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_who_never_saw_a_future_frame(recipe: object, expected: bool) -> None:
+    assert saw_no_future({"recipe": recipe}) is expected
+    assert not saw_no_future({})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from wamkit.cli.policy import PolicyOptions
+from wamkit.cli.policy import PolicyOptions, warn_unless_imagining_was_learned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +66,7 @@ def run(options: Options) -> int:
 
     files = read_policy(options.policy)
     offset = make_protocol("policy", files.spec, files.training, action_offset=options.action_offset).action_offset
+    warn_unless_imagining_was_learned(files.training)
     dataset = open_usable(options.data)
     require_usable(options.data, [options.episode])
     policy = options.running.load(options.policy, video_guidance=options.guidance)

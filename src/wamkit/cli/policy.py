@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +16,8 @@ from wamkit.planning.config import PlannerConfig
 if TYPE_CHECKING:
     from wamkit.evaluation.results import PolicyIdentity
     from wamkit.policy import Policy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,4 +89,15 @@ class PolicyOptions:
             fingerprint=policy.fingerprint,
             planner=self.planning.describe(),
             details=details,
+        )
+
+
+def warn_unless_imagining_was_learned(training: Mapping[str, Any]) -> None:
+    """Say it when a policy's record (`training.json`) tells that it never saw a future frame."""
+    from wamkit.training.record import saw_no_future
+
+    if saw_no_future(training):
+        logger.warning(
+            "no stage of this policy's training read future frames, so it never learned to imagine them: expect noise, "
+            "or train it with a stage that does"
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from wamkit.cli.policy import PolicyOptions
+from wamkit.cli.policy import PolicyOptions, warn_unless_imagining_was_learned
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,6 +96,7 @@ def run(options: Options) -> int:
     dataset = open_usable(options.data)
     entries, part = _chosen(options, dataset)
     training = read_policy(options.policy).training
+    warn_unless_imagining_was_learned(training)
     device = choose_device(options.running.device)
     networks = MetricNetworks.load(vgg=options.vgg, lpips=options.lpips, i3d=options.i3d, device=device)
     policy = options.running.load(options.policy)

@@ -35,8 +35,8 @@ class Weights:
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A safetensors file, an index of shards, or a folder with either."""
-    family: str = "wav"
-    """Family of models whose sizes are meant."""
+    family: str | None = None
+    """Family of models whose sizes are meant; by default the one that has most of the weights' names."""
     model: str | None = None
     """Size of the family, or a policy folder, which says its own family; by default the published size."""
     profile: str | None = None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wamkit.atomic import atomic_folder, complete_folder
+from wamkit.atomic import complete_folder
 from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
 from wamkit.data.encode import EncodingReport, encode_dataset
-from wamkit.data.encoded import MANIFEST, CachePurpose, EncodedDataset, codecs_digest, read_manifest
+from wamkit.data.encoded import MANIFEST, CachePurpose, EncodedDataset, read_manifest
 from wamkit.data.loader import WindowLoader
 from wamkit.data.source import VALUE, EpisodeSource
 from wamkit.data.transforms import Normalizer, ValueTransform
@@ -29,7 +28,8 @@ from wamkit.models import family_module
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
 from wamkit.policy import Policy
 from wamkit.progress import ProgressBar
-from wamkit.recipes.check import CODECS, MADE_FOR, check_run, require_own_folder
+from wamkit.recipes.check import check_run, require_own_folder
+from wamkit.recipes.codecs import codecs_of_cache, run_codecs
 from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_statistics
 from wamkit.recipes.run import Run
 from wamkit.spec import RobotSpec
@@ -38,7 +38,6 @@ from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.state import has_checkpoint
 from wamkit.training.trainer import TrainReport, Validate, train
-from wamkit.weight_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +87,9 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     family = family_module(run.model.family).FAMILY
     codecs = from_rank_zero(
         lambda: (
-            _fitted_codecs(run, lambda: base, data.fingerprint, data.held_out, run.output)
+            run_codecs(run, lambda: base, data.fingerprint, data.held_out, run.output)
             if encoded is None
-            else _codecs_of_cache(run, encoded)
+            else codecs_of_cache(run, encoded)
         )
     )
     model = family.create(run.model, codecs, seed=run.seed, **initial)
@@ -303,7 +302,7 @@ def encode(run: Run) -> EncodingReport:
             return _loader(run, data.training, robot, transforms)
 
         content = data.content_fingerprint  # a cache serves every choice of its datasets' episodes
-        codecs = from_rank_zero(lambda: _fitted_codecs(run, make_loader, content, data.held_out, run.data.cache))
+        codecs = from_rank_zero(lambda: run_codecs(run, make_loader, content, data.held_out, run.data.cache))
         with ProgressBar(f"encoding {data.name}", unit="episodes") as bar:
             return encode_dataset(
                 data.whole,
@@ -379,59 +378,3 @@ def _purpose(run: Run, data: TrainingData, robot: RobotSpec) -> CachePurpose:
         codec=run.model.codec_record(),
         dtype=run.data.cache_dtype,
     )
-
-
-def _codecs_of_cache(run: Run, encoded: EncodedDataset) -> Path:
-    """The cache's codecs, copied into the run's folder.
-
-    Raises:
-        ValueError: the run was begun with others.
-    """
-    folder = run.output / CODECS
-    if not complete_folder(folder).is_dir():
-        with atomic_folder(folder) as partial:
-            shutil.copytree(encoded.codecs, partial, dirs_exist_ok=True)
-    elif codecs_digest(complete_folder(folder)) != codecs_digest(encoded.codecs):
-        raise ValueError(
-            f"{folder} holds other codecs than the cache {encoded.folder}; use another output folder, or the cache "
-            "that this run was begun with"
-        )
-    return folder
-
-
-def _fitted_codecs(
-    run: Run, make_loader: Callable[[], WindowLoader], fingerprint: str, held_out: Sequence[int], parent: Path
-) -> Path:
-    """The run's codecs in `parent`: fitted once on the first windows of the dataset, then read back.
-
-    Raises:
-        ValueError: the folder's codecs were made for other settings or another dataset.
-    """
-    folder = parent / CODECS
-    made_for = {"model": plain(run.model), "seed": run.seed, "data_fingerprint": fingerprint}
-    if run.data.preprocess != "exact" or run.data.random_crop:
-        made_for |= {"preprocess": run.data.preprocess, "random_crop": run.data.random_crop}
-    if run.validation.holds_out:
-        made_for["held_out"] = list(held_out)
-    if complete_folder(folder).is_dir():
-        found = read_json(complete_folder(folder) / MADE_FOR)
-        if found != made_for:
-            differing = sorted(key for key in found | made_for if found.get(key) != made_for.get(key))
-            raise ValueError(
-                f"{folder} was made for another dataset, seed or model: {', '.join(differing)} differ (the fingerprint "
-                f"covers which episodes and weights are chosen); use another folder, or remove {parent} to start afresh"
-            )
-    else:
-        with atomic_folder(folder) as partial:
-            batches = []
-            if run.model.codec_batches:  # others are pretrained
-                loader = make_loader()
-                batches = [loader.batch(step) for step in range(run.model.codec_batches)]
-            family_module(run.model.family).FAMILY.fit_codecs(
-                run.model,
-                batches,
-                seeded(run.seed, "codecs"),
-                partial,
-            )
-            write_json(partial / MADE_FOR, made_for)
-    return folder

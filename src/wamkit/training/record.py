@@ -30,6 +30,18 @@ def training_record(*, recipe: Mapping[str, Any], seed: int, data_fingerprint: s
     }
 
 
+def saw_no_future(training: Mapping[str, Any]) -> bool:
+    """Whether a training record says that no stage read future frames, so that nothing was learned of imagining.
+
+    A run from initial weights may have got that from them, and a record without its recipe says nothing: `False`.
+    """
+    recipe = training.get("recipe")
+    stages = recipe.get("stages") if isinstance(recipe, Mapping) else None
+    if not isinstance(recipe, Mapping) or not isinstance(stages, list) or not stages or "initial" in recipe:
+        return False
+    return all(isinstance(stage, Mapping) and stage.get("needs_future") is False for stage in stages)
+
+
 def source_commit(folder: Path) -> str | None:
     """Git commit of the sources in a folder, with `+changes` when they differ from it.
 

@@ -61,6 +61,7 @@ def inspect_weights(
         files=len(tensors.stored.files),
         layout="LTX-Video's original single file" if tensors.is_original else "the published checkpoints",
         groups=dict(Counter(map(group_of, tensors))),
+        recognized=sum(name in state for name in tensors),
         parameters=sum(math.prod(tensors.shape(name)) for name in tensors),
         dtypes=dict(Counter(tensors.dtype(name) for name in tensors)),
         model=config.name,

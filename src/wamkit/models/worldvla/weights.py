@@ -311,6 +311,7 @@ def inspect_weights(config: WorldVLAConfig, path: Path, *, profile: str | None =
         files=len(tensors.stored.files),
         layout="Chameleon",
         groups=dict(Counter(map(part_of, tensors))),
+        recognized=sum(name in state for name in tensors),
         parameters=sum(math.prod(tensors.shape(name)) for name in tensors),
         dtypes=dict(Counter(tensors.dtype(name) for name in tensors)),
         model=config.name,

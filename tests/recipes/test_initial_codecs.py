@@ -1,0 +1,132 @@
+"""A run that starts from a policy sees through that policy's codecs: its weights know no others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wamkit.data.encoded import codecs_digest
+from wamkit.data.lerobot import LeRobotDataset
+from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
+from wamkit.data.value_labels import SparseValueSettings, label_values
+from wamkit.data.writer import LeRobotWriter
+from wamkit.models.wav import config as wav
+from wamkit.models.worldvla import config as worldvla
+from wamkit.policy import load_policy
+from wamkit.recipes import RECIPES
+from wamkit.recipes.execute import encode, execute
+from wamkit.recipes.run import InitialWeights, Run
+
+FAMILIES = {"debug": "wav", "worldvla-debug": "worldvla"}
+
+
+def write_dataset(root: Path, seed: int) -> Path:
+    with LeRobotWriter(root, synthetic_robot()) as writer:
+        for episode in synthetic_episodes(2, length=24, seed=seed):
+            writer.add(episode)
+    label_values(LeRobotDataset(root), SparseValueSettings())
+    return root
+
+
+def smoke_run(recipe: str, root: Path, output: Path) -> Run:
+    """A recipe of few steps for the synthetic robot."""
+    run = RECIPES[recipe]()
+    if FAMILIES[recipe] == "wav":
+        model = wav.tiny(action_dim=3, state_dim=3, value_channels=1)
+    else:
+        tiny = worldvla.tiny(num_views=2, action_dim=3, state_dim=3)
+        codec = dataclasses.replace(tiny.codec, fit_steps=5)
+        model = dataclasses.replace(tiny, image_size=32, codec=codec)
+    data = dataclasses.replace(run.data, root=root, cameras=())
+    return dataclasses.replace(run, model=model, data=data, output=output, device="cpu")
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """Recipe, a policy that it made, and another dataset of the same robot."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run = smoke_run(request.param, write_dataset(folder / "first", 0), folder / "run")
+    execute(run)
+    return request.param, run.output / "policy", write_dataset(folder / "second", 1)
+
+
+def finer(trained: tuple[str, Path, Path], output: Path) -> Run:
+    recipe, policy, dataset = trained
+    return dataclasses.replace(smoke_run(recipe, dataset, output), initial=InitialWeights(path=policy))
+
+
+def test_they_come_with_the_policy(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, policy, dataset = trained
+    run = finer(trained, tmp_path / "finer")
+    execute(run)
+    assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
+    load_policy(run.output / "policy")
+    alone = smoke_run(recipe, dataset, tmp_path / "alone")
+    execute(alone)
+    assert codecs_digest(alone.output / "policy" / "codecs") != codecs_digest(policy / "codecs")
+
+
+def test_an_interrupted_run_does_without_the_policy(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, policy, dataset = trained
+    moved = tmp_path / "policy"
+    shutil.copytree(policy, moved)
+    run = finer((recipe, moved, dataset), tmp_path / "finer")
+    execute(run)
+    shutil.rmtree(run.output / "policy")
+    shutil.rmtree(moved)
+    assert execute(run).steps == 0
+    assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
+
+
+def test_a_folder_begun_with_other_codecs(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, _, dataset = trained
+    fitted = smoke_run(recipe, dataset, tmp_path / "run")
+    execute(fitted)
+    shutil.rmtree(fitted.output / "checkpoints")
+    with pytest.raises(ValueError, match="made for another dataset, seed or model: initial_codecs differ"):
+        execute(finer(trained, fitted.output))
+
+
+def test_a_cache_is_made_with_the_policys_or_refused(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, policy, dataset = trained
+    run = finer(trained, tmp_path / "finer")
+    own, others = tmp_path / "own", tmp_path / "others"
+
+    def cached(run: Run, cache: Path) -> Run:
+        return dataclasses.replace(run, data=dataclasses.replace(run.data, cache=cache))
+
+    encode(cached(smoke_run(recipe, dataset, Path()), others))
+    with pytest.raises(ValueError, match=r"made with other codecs than .*codecs, .* with --initial\.path"):
+        execute(cached(run, others))
+    assert not (run.output / "codecs").exists()
+    encode(cached(run, own))
+    execute(cached(run, own))
+    assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
+
+
+def test_a_policy_behind_exchanged_codecs_is_refused(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, policy, dataset = trained
+    mixed = tmp_path / "mixed"
+    shutil.copytree(policy, mixed)
+    settings = next(path for path in sorted((mixed / "codecs").glob("*/config.json")))
+    settings.write_text(json.dumps(json.loads(settings.read_text()), indent=1))
+    with pytest.raises(ValueError, match="expected the codecs that the weights were trained behind"):
+        execute(finer((recipe, mixed, dataset), tmp_path / "finer"))
+    assert not (tmp_path / "finer" / "codecs").exists()
+
+
+def test_weights_without_codecs_are_told_of(
+    trained: tuple[str, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, policy, dataset = trained
+    bare = tmp_path / "weights" / "model.safetensors"
+    bare.parent.mkdir()
+    shutil.copy(policy / "model.safetensors", bare)
+    with caplog.at_level(logging.WARNING):
+        execute(finer((recipe, bare, dataset), tmp_path / "finer"))
+    assert "no codecs lie beside the initial weights" in caplog.text
