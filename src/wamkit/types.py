@@ -7,7 +7,7 @@ chunk, `a` action, `s` state, `m` samples drawn for one observation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -318,6 +318,25 @@ class ActionConditioned(Protocol):
     ) -> UInt8[Tensor, "b v p h w c"]:
         """The frame after each normalised action, from encoded frames on."""
         ...
+
+
+@runtime_checkable
+class Clips(Protocol):
+    """A family that puts numbers into bins, and counts those that lay outside them by what they are."""
+
+    @property
+    def clipped(self) -> Mapping[str, Clipped]: ...
+
+
+@runtime_checkable
+class Clipped(Protocol):
+    """How many numbers were put into bins, and how many of them lay outside."""
+
+    @property
+    def num_seen(self) -> int: ...
+
+    @property
+    def num_clipped(self) -> int: ...
 
 
 @runtime_checkable

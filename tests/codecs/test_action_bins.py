@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wamkit.codecs.action_bins import ActionBins
+from wamkit.codecs.action_bins import ActionBins, ClipCounter
 from wamkit.codecs.vocabulary import VocabSpec, published_names
 
 TABLE = [  # u, bin, id, decoded: WorldVLA 2.4 of the specification
@@ -61,3 +61,18 @@ def test_bad_numbers_and_names() -> None:
         ActionBins().encode(torch.tensor([0.0, torch.nan]))
     with pytest.raises(ValueError, match="published, uniform256"):
         ActionBins("fast")  # type: ignore[arg-type]
+
+
+def test_a_channel_that_mostly_lies_outside_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    counter = ClipCounter("states", ActionBins())
+    for _ in range(15):
+        counter.add(torch.tensor([[0.0, 3.0], [1.0, 0.9]]))
+    assert (counter.num_seen, counter.num_clipped) == (60, 15)
+    assert not caplog.records, "half of a channel is no more than half"
+    for _ in range(3):
+        counter.add(torch.tensor([[[1.0, -2.0]]]))
+    assert (counter.num_seen, counter.num_clipped) == (66, 18)
+    assert [record.getMessage() for record in caplog.records] == [
+        "states: 16 of 31 numbers of channel 1 (from 0) lay outside what the model was trained on, and were clipped; "
+        "check its units, and that the robot is the one of the training data"
+    ]

@@ -21,7 +21,7 @@ from wamkit.models.worldvla.family import WorldVLA
 from wamkit.models.worldvla.objective import action_only, joint, world_only
 from wamkit.models.worldvla.samples import token_batch
 from wamkit.policy import Policy, load_policy
-from wamkit.types import Batch, Observation
+from wamkit.types import Batch, Clips, Observation
 from wamkit.untrained import untrained_policy
 
 ROBOT = synthetic_robot(height=64, width=64)
@@ -182,6 +182,20 @@ def batch_of(rows: int, *, horizon: int = 5, scale: float = 1.0, repeated: bool 
 
 def draws_of(rows: int, key: int = 0) -> TrainingDraws:
     return TrainingDraws(key=(key,), rows=range(rows), num_rows=rows)
+
+
+def test_what_is_clipped_outside_training_is_counted(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    """A robot that sends millimetres for metres is told so; actions to imagine along are counted too."""
+    model = dataclasses.replace(family(policy))  # with counters of its own
+    memory = model.encode_frames(FRAMES[:2].transpose(0, 1)[None])
+    for _ in range(6):
+        model.control_step(memory.expand(3, -1, -1, -1, -1, -1), torch.tensor([[0.5, 9.0, 1.0]] * 3), ["push"] * 3, 1)
+    states = model.clipped["states"]
+    assert (states.num_seen, states.num_clipped) == ((54, 18) if model.reads_state else (0, 0))
+    assert ("states: 18 of 18 numbers of channel 1 (from 0) lay outside" in caplog.text) == model.reads_state
+    model.imagine_along(memory, torch.tensor([[[0.1, -1.5, 0.0]]]), SeededDraws(keys=[(0,)]))
+    assert isinstance(model, Clips)
+    assert (model.clipped["actions"].num_seen, model.clipped["actions"].num_clipped) == (3, 1)
 
 
 @pytest.mark.parametrize("scale", [0.9, 2.0])

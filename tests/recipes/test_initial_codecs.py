@@ -71,6 +71,19 @@ def test_they_come_with_the_policy(trained: tuple[str, Path, Path], tmp_path: Pa
     assert codecs_digest(alone.output / "policy" / "codecs") != codecs_digest(policy / "codecs")
 
 
+def test_its_statistics_can_come_too(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    policy = trained[1]
+    run = finer(trained, tmp_path / "finer")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, statistics=policy / "statistics.json"))
+    execute(run)
+    before, after = load_policy(policy), load_policy(run.output / "policy")
+    assert after.transforms.state == before.transforms.state
+    assert after.transforms.action == before.transforms.action
+    own = dataclasses.replace(run, output=tmp_path / "own", data=dataclasses.replace(run.data, statistics=Path()))
+    execute(own)
+    assert load_policy(own.output / "policy").transforms.state != before.transforms.state
+
+
 def test_an_interrupted_run_does_without_the_policy(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
     recipe, policy, dataset = trained
     moved = tmp_path / "policy"

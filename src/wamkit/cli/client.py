@@ -88,7 +88,7 @@ def _lines(server: str, told: dict[str, Any], times: dict[str, dict[str, float]]
         f"get      {told['action_horizon']} actions of {told['action_dim']} ({', '.join(told['action'])}), "
         f"{told['action_kind']}; action_horizon {told['action_horizon']}, of which execution_horizon "
         f"{told['execution_horizon']} are meant to be run",
-        f"planner  {search}; {told['num_inference_steps']} denoising steps",
+        f"planner  {search}; num_inference_steps {told['num_inference_steps']}",
         f"tasks    {'; '.join(told['tasks']) or 'open'}",
     ]
     lines += [f"{name:<8} {part['median']:.1f} ms median, {part['p95']:.1f} ms at 95 %" for name, part in times.items()]

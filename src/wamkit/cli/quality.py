@@ -89,6 +89,7 @@ def run(options: Options) -> int:
     from wamkit.evaluation.open_loop_results import DatasetIdentity
     from wamkit.evaluation.world_quality import MetricNetworks, QualitySettings, measure_world
     from wamkit.evaluation.world_rollouts import world_of
+    from wamkit.types import Clips
 
     settings = QualitySettings(
         horizons=options.horizons, min_frames=options.min_frames, motion=options.motion, seed=options.seed
@@ -124,6 +125,9 @@ def run(options: Options) -> int:
     console = Console()
     for line in describe(results):
         console.print(line)
+    told = policy.model.clipped.get("actions") if isinstance(policy.model, Clips) else None
+    if told is not None and told.num_clipped:
+        console.print(f"{told.num_clipped} of {told.num_seen} numbers of actions lay outside the bins and were clipped")
     print(f"results are in {options.output}")
     return 0
 

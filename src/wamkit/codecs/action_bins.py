@@ -5,13 +5,16 @@ Source: WorldVLA (arXiv 2506.21539) and its released code, which follows RT-2 an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 NUM_BINS: Final = 256
 
@@ -53,7 +56,11 @@ class ActionBins:
 
     def count_outside(self, numbers: Float[Tensor, "*n"]) -> Int[Tensor, ""]:
         """How many numbers `encode` clips; rounding errors of a normaliser do not count."""
-        return (numbers.abs() > 1 + 1e-6).sum()
+        return self.is_outside(numbers).sum()
+
+    def is_outside(self, numbers: Float[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """Which numbers `encode` clips, see `count_outside`."""
+        return numbers.abs() > 1 + 1e-6
 
     @cached_property
     def _edges(self) -> Tensor:
@@ -65,3 +72,51 @@ class ActionBins:
             return ((torch.arange(NUM_BINS, dtype=torch.float64) + 0.5) * (2 / NUM_BINS) - 1).float()
         centres = (self._edges[:-1] + self._edges[1:]) / 2
         return torch.cat((centres, centres[-1:])).float()
+
+
+@dataclass
+class ClipCounter:
+    """Counts what was clipped outside training, by channel, and warns of a channel that mostly is.
+
+    Some clipping is normal, since limits are percentiles of a dataset. A channel that lies outside nearly always means
+    other units, or a robot elsewhere than its training data were.
+
+    Args:
+        what: name of the numbers, for messages.
+        bins: they are put into.
+    """
+
+    what: str
+    bins: ActionBins
+    _counts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _warned: set[int] = field(default_factory=set)
+
+    MIN_NUMBERS: ClassVar[int] = 16
+
+    @property
+    def num_seen(self) -> int:
+        """How many numbers were given to be put into bins."""
+        return sum(seen for seen, _ in self._counts.values())
+
+    @property
+    def num_clipped(self) -> int:
+        """How many of them lay outside."""
+        return sum(outside for _, outside in self._counts.values())
+
+    def add(self, numbers: Float[Tensor, "*n a"]) -> None:
+        """Count; the last axis is the channels'."""
+        flat: Shaped[Tensor, "n a"] = self.bins.is_outside(numbers).flatten(0, -2)
+        for channel, outside in enumerate(flat.sum(dim=0).tolist()):
+            seen, before = self._counts.get(channel, (0, 0))
+            seen, before = seen + len(flat), before + outside
+            self._counts[channel] = seen, before
+            if seen >= self.MIN_NUMBERS and 2 * before > seen and channel not in self._warned:
+                self._warned.add(channel)
+                logger.warning(
+                    "%s: %d of %d numbers of channel %d (from 0) lay outside what the model was trained on, and were "
+                    "clipped; check its units, and that the robot is the one of the training data",
+                    self.what,
+                    before,
+                    seen,
+                    channel,
+                )

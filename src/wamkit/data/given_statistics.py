@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from wamkit.data.actions import ActionType
 from wamkit.data.norm_stats import is_norm_stats, parse_norm_stats
+from wamkit.data.policy_statistics import is_policy_statistics, parse_policy_statistics
 from wamkit.data.stats import Statistics, parse_statistics, read_json_object
 from wamkit.data.wav_statistics import parse_wav_statistics, wav_entries
 
-Form = Literal["wamkit", "openpi", "wav"]
-"""Who reads a file of statistics."""
+Form = Literal["wamkit", "openpi", "wav", "policy"]
+"""Who reads a file of statistics; that of a policy folder is not written as one of data."""
 
 
 def forms_of(document: Mapping[str, Any]) -> list[Form]:
@@ -21,6 +23,8 @@ def forms_of(document: Mapping[str, Any]) -> list[Form]:
         found.append("wav")
     if "features" in document and "format" in document:
         found.append("wamkit")
+    if is_policy_statistics(document):
+        found.append("policy")
     return found
 
 
@@ -50,15 +54,22 @@ def require_same_form(path: Path | str, form: Form) -> None:
 
 
 def read_given_statistics(
-    path: Path | str, *, widths: Mapping[str, int], entry: str = "", option: str = "data.statistics_entry"
+    path: Path | str,
+    *,
+    widths: Mapping[str, int],
+    entry: str = "",
+    option: str = "data.statistics_entry",
+    action_type: ActionType | None = None,
 ) -> dict[str, Statistics]:
     """Read a file; its form is told by what is in it.
 
     Args:
-        path: wamkit's own statistics, openpi's `norm_stats.json` or a file of the published WAV code.
+        path: wamkit's own statistics, a policy's `statistics.json`, openpi's `norm_stats.json` or a file of the
+            published WAV code.
         widths: channels of `action`, `state` and, if there are values, `value` in the data.
         entry: which statistics of a WAV file, as `libero_eef`; needed when it holds several.
         option: what messages call `entry`.
+        action_type: how actions will be represented, which a policy's statistics depend on.
 
     Returns:
         At least `action` and `state`.
@@ -92,10 +103,12 @@ def read_given_statistics(
         statistics = parse_wav_statistics(document, path, domain=domain, space=space)
     elif forms == ["wamkit"]:
         statistics = parse_statistics(document, path)
+    elif forms == ["policy"]:
+        statistics = parse_policy_statistics(document, path, action_type=action_type)
     else:
         raise ValueError(
-            f"{path}: expected statistics of wamkit (format, features), of openpi (norm_stats) or of WAV (X_eef, "
-            f"X_state_eef, …), got the keys {sorted(document)[:8]}; name another file"
+            f"{path}: expected statistics of wamkit (format, features), of a policy (state, action, value), of openpi "
+            f"(norm_stats) or of WAV (X_eef, X_state_eef, …), got the keys {sorted(document)[:8]}; name another file"
         )
     missing = sorted({"action", "state"} - set(statistics))
     if missing:

@@ -172,7 +172,9 @@ def run_statistics(settings: DataConfig, data: TrainingData) -> tuple[dict[str, 
     if settings.statistics == Path():
         return statistics, {}
     widths = {name: feature.width for name, feature in statistics.items()}
-    given = read_given_statistics(settings.statistics, widths=widths, entry=settings.statistics_entry)
+    given = read_given_statistics(
+        settings.statistics, widths=widths, entry=settings.statistics_entry, action_type=settings.action_type
+    )
     logger.info(
         "normalizing with %s of %s; %s computed from the data",
         *(", ".join(given), settings.statistics, ", ".join(set(statistics) - set(given)) or "nothing is"),

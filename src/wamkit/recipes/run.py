@@ -28,8 +28,9 @@ class DataConfig:
         split: train on one part of each dataset as `wamkit data split` parts it: `train` leaves out what `val_ind` and
             `val_ood` measure on.
         cameras: cameras of the datasets that the model sees, in view order; by default all.
-        statistics: file of statistics to normalize with, in place of those of the data: wamkit's own, openpi's
-            norm_stats.json or WAV's. What it lacks (values, differences) is computed from the data.
+        statistics: file of statistics to normalize with, in place of those of the data: wamkit's own, a policy's
+            statistics.json, openpi's norm_stats.json or WAV's. What it lacks (values, differences) is computed from
+            the data.
         statistics_entry: which statistics of a WAV file, as libero_eef; needed when it holds several.
         pick: how memory frames are chosen; `spaced` as the control loop has them, `random` as published.
         action_offset: 0 pairs an action with the observation recorded beside it, 1 is the published lead of one row.

@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from wamkit.codecs.action_bins import ClipCounter
 from wamkit.codecs.base import ImageTokenizer
 from wamkit.codecs.load import load_image_tokenizer
 from wamkit.codecs.text_tokens import TextTokenizer, load_text_tokenizer
@@ -52,6 +53,8 @@ class WorldVLA:
     text_tokenizer: TextTokenizer
     vocabulary: VocabSpec = field(init=False, repr=False)
     builder: SequenceBuilder = field(init=False, repr=False)
+    clipped: dict[str, ClipCounter] = field(init=False, repr=False)
+    """What was put into bins outside training, `states` and `actions`."""
 
     def __post_init__(self) -> None:
         """Hold the pieces to each other.
@@ -66,6 +69,7 @@ class WorldVLA:
         self.vocabulary = VocabSpec.from_vocabulary(self.text_tokenizer.vocabulary, num_codes=config.codec.num_codes)
         self.vocabulary.check_fit(config.network.vocab_size, num_codes=image.num_codes)
         self.builder = SequenceBuilder(config, self.vocabulary, self.text_tokenizer)
+        self.clipped = {what: ClipCounter(what, self.builder.bins) for what in ("states", "actions")}
 
     @classmethod
     def fit_codecs(
@@ -357,6 +361,8 @@ class WorldVLA:
             max_rows: frames imagined at once.
             known: which frames were really seen; the others are left out of the prompt.
         """
+        if self.config.reads_state:
+            self.clipped["states"].add(state)
         return WorldVLAControl(self, memory, state, task, max_rows=max_rows, known=known)
 
     @torch.no_grad()
@@ -378,6 +384,7 @@ class WorldVLA:
             max_rows: rows computed at once.
             guidance: see `decode.decode_frame`.
         """
+        self.clipped["actions"].add(actions)
         codes = imagine_along(self, memory, actions, draws, max_rows=max_rows, guidance=guidance)
         return self.decode_frames(rearrange(codes, "b p v y x -> b v 1 p y x"))
 
