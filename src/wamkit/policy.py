@@ -30,7 +30,17 @@ from wamkit.planning.gaussian import Distributions
 from wamkit.policy_inputs import check_actions, check_inputs, check_known
 from wamkit.spec import PolicySpec
 from wamkit.typed import COPY_AGAIN, blame
-from wamkit.types import Acting, ActionChunk, ActionConditioned, Decoder, Imagined, Observation, Prediction, Sampled
+from wamkit.types import (
+    Acting,
+    ActionChunk,
+    ActionConditioned,
+    Decoder,
+    Imagined,
+    InputError,
+    Observation,
+    Prediction,
+    Sampled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +96,8 @@ class Policy:
         fingerprint: identity of the weights, for records.
 
     Raises:
-        ValueError: the planner wants scores in units that no transform tells, or a number is out of range.
+        InputError: the planner wants scores in units that no transform tells.
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -103,7 +114,7 @@ class Policy:
         fingerprint: str = "",
     ):
         if planner is not None and planner.denormalize_scores and transforms.value is None:
-            raise ValueError(
+            raise InputError(
                 "the planner's denormalize_scores needs the policy's value transform, and it has none; train it with "
                 "values, or use denormalize_scores=False"
             )
@@ -167,7 +178,7 @@ class Policy:
             executed: actions executed since the slot was told of a frame last.
 
         Raises:
-            ValueError: a slot that was never reset, or frames that do not fit the spec. As after every error, the
+            InputError: a slot that was never reset, or frames that do not fit the spec. As after every error, the
                 slots are as before the call.
         """
         state = torch.zeros(len(slots), len(self.spec.robot.state))
@@ -192,7 +203,7 @@ class Policy:
         """The same policy, with the same robots in its slots, that plans or decodes in another way.
 
         Raises:
-            ValueError: see `Policy`.
+            InputError: see `Policy`.
         """
         policy = Policy(
             self.model,
@@ -230,7 +241,7 @@ class Policy:
             record: also return what was imagined.
 
         Raises:
-            ValueError: a slot that was never reset, or inputs that do not fit the spec. As after every error, the
+            InputError: a slot that was never reset, or inputs that do not fit the spec. As after every error, the
                 slots are as before the call.
         """
         step = self._begin(slots, video, state, task, executed)
@@ -258,7 +269,7 @@ class Policy:
             value: also give the values, where the policy has them.
 
         Raises:
-            ValueError: see `act`.
+            InputError: see `act`.
         """
         step = self._begin(slots, video, state, task, executed)
         chunk = self._finish(step, value=value)
@@ -418,7 +429,7 @@ class Policy:
         if self.planner is None:
             return None
         if not isinstance(control, LatentProblem):
-            raise ValueError(
+            raise InputError(
                 f"family {self.spec.family!r} has no latent noise to plan over; use --planner none (planner=None in "
                 "Python)"
             )
@@ -445,15 +456,15 @@ class Policy:
     ) -> None:
         """Refuse a call before any slot's memory has changed."""
         if not len(task) == len(executed) == len(slots) or len(set(slots)) != len(slots):
-            raise ValueError(
+            raise InputError(
                 f"expected one task and one count of executed actions for each of some distinct slots, got slots "
                 f"{list(slots)}, {len(task)} tasks and {len(executed)} counts"
             )
         if min(executed, default=0) < 0:
-            raise ValueError(f"expected counts of executed actions of 0 or more, got {list(executed)}")
+            raise InputError(f"expected counts of executed actions of 0 or more, got {list(executed)}")
         unknown = [slot for slot in slots if slot not in self._slots]
         if unknown:
-            raise ValueError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
+            raise InputError(f"slots {unknown} have no episode; call reset(slots, seeds=…) first")
         check_inputs(self.spec, video, state, task)
 
     def _device(self) -> torch.device:

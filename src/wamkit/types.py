@@ -20,6 +20,13 @@ from wamkit.draws import TrainingDraws
 from wamkit.spec import PolicySpec
 
 
+class InputError(ValueError):
+    """What a caller gave does not fit the policy: the message says what was expected and what to do.
+
+    Policies and families raise it for what a robot can send; any other error in a call is a defect of ours.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What the robot sees, feels and is asked to do now, for a batch of robots.

@@ -19,6 +19,7 @@ from wamkit_client import BadRequest, Busy, DeadlineMissed, NotReady, ServerErro
 from wamkit.policy import Policy
 from wamkit.serving.inference import MAX_REASON, Answer, Batching, Call, Inference
 from wamkit.serving.requests import Settings
+from wamkit.types import InputError
 
 from ..policies import EPISODE, PLANNER, VIDEO, make_policy, watched
 from .conftest import TASK, alone
@@ -35,10 +36,12 @@ class Gate(Policy):
     def decide(self, slots: Any, **inputs: Any) -> Any:
         self.gate.wait()
         self.calls.append(len(slots))
-        if any(sentence == "break" for sentence in inputs["task"]):
+        if "break" in inputs["task"]:
             raise RuntimeError("secret path /root")
+        if "defect" in inputs["task"]:
+            raise ValueError("secret path /root")
         if "refuse" in inputs["task"]:
-            raise ValueError(f"expected fewer words, got {'go ' * 2000}; shorten it")
+            raise InputError(f"expected fewer words, got {'go ' * 2000}; shorten it")
         decision = super().decide(slots, **inputs)
         if "nan" in inputs["task"]:
             actions = decision.chunk.actions.clone()
@@ -164,7 +167,7 @@ def test_calls_of_different_kinds_keep_apart() -> None:
     inference.stop()
 
 
-@pytest.mark.parametrize("broken", ["break", "nan", "refuse"])
+@pytest.mark.parametrize("broken", ["break", "defect", "nan", "refuse"])
 def test_one_that_fails_fails_alone(
     inference: Inference, gate: Gate, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,7 +192,7 @@ def test_one_that_fails_fails_alone(
         wanted = alone([0, 4], seed=slot, executed=4)[1]
         position = slots.index(slot)
         np.testing.assert_allclose(answers[position].result().actions, wanted, atol=1e-5)
-    if broken == "break":
+    if broken in ("break", "defect"):
         assert "secret path" in caplog.text, "the log says why"
     if broken != "nan":
         again = ask(inference, slots[1], 4).result().actions  # its episode is as before the call that failed

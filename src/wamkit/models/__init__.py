@@ -22,7 +22,8 @@ Of the class:
 A profile names a kind of published weights, and so what they may lack; every family has `exact`, which lacks nothing.
 `may_resize` names modules whose shapes may differ besides. What they lack is fresh, by the seed.
 
-Of the object: `types.Trainable` and `types.Acting`, and
+Of the object: `types.Trainable` and `types.Acting`, which refuse what a robot may send (a sentence too long) with
+`types.InputError`; a server tells robots of such errors alone. And
 
 - `config`; `to(device)`, which moves network and codecs and returns the object; `device`, where the network is.
 - `network`: its weights are what is trained and saved. The elements of its outermost `ModuleList`s are what is

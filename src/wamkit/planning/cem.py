@@ -24,7 +24,7 @@ from torch import Tensor
 from wamkit.planning.config import PlannerConfig
 from wamkit.planning.gaussian import Distributions, Gaussian
 from wamkit.planning.objective import score_values
-from wamkit.types import Draws
+from wamkit.types import Draws, InputError
 
 Denormalize = Callable[[Float[Tensor, "*b y z"]], Float[Tensor, "*b y z"]]
 
@@ -145,9 +145,9 @@ def plan(
     fitted = frames if config.fit_memory_frames else frames - problem.num_memory
     noise_shape = (views, channels, fitted, height, width)
     if config.unbiased_std and config.iterations and config.num_elite_videos * (views if config.pool_views else 1) < 2:
-        raise ValueError("planner: unbiased_std needs at least 2 elite videos (or views, when pooled), got 1")
+        raise InputError("planner: unbiased_std needs at least 2 elite videos (or views, when pooled), got 1")
     if config.denormalize_scores and denormalize is None:
-        raise ValueError("planner: denormalize_scores needs the transform of the values, and there is none here")
+        raise InputError("planner: denormalize_scores needs the transform of the values, and there is none here")
     future = frames - problem.num_memory
     last_value = draws("value", problem.value_shape)
     # memory frames are overwritten in any case, so the last noise is the plain sampler's: future frames alone

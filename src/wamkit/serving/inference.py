@@ -23,7 +23,7 @@ from wamkit_client.errors import BadRequest, Busy, DeadlineMissed, NotReady, Ser
 from wamkit.batching import ExactBatches
 from wamkit.policy import Decision, Policy
 from wamkit.serving.requests import Settings
-from wamkit.types import ActionChunk, Imagined
+from wamkit.types import ActionChunk, Imagined, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ class Inference:
 
     def _fail(self, call: Call, error: Exception) -> None:
         """Tell one robot why its own call failed."""
-        if isinstance(error, ValueError):  # what it sent does not fit, see `Policy.act`
+        if isinstance(error, InputError):
             reason = _short(f"{error}")
             logger.info("the policy refused what a robot sent: %s", reason)
             logger.debug("where it did", exc_info=error)

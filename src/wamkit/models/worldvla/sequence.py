@@ -26,6 +26,7 @@ from wamkit.codecs.text_tokens import TextTokenizer
 from wamkit.codecs.vocabulary import VocabSpec
 from wamkit.masks import action_blocks
 from wamkit.models.worldvla.config import WorldVLAConfig
+from wamkit.types import InputError
 
 IGNORED: Final = -100
 """Label of an id that is not predicted."""
@@ -123,12 +124,12 @@ class SequenceBuilder:
         """Ids of a sentence.
 
         Raises:
-            ValueError: more than `text_length`.
+            InputError: more than `text_length`.
         """
         ids = self._tokenizer.encode(sentence)
         if len(ids) > self.config.text_length:
             shown = sentence if len(sentence) <= SHOWN_LENGTH else f"{sentence[:SHOWN_LENGTH]}…"
-            raise ValueError(
+            raise InputError(
                 f"expected sentences of at most text_length = {self.config.text_length} ids, got {len(ids)} for "
                 f"{shown!r}; shorten it, or train with a larger text_length"
             )
@@ -138,7 +139,7 @@ class SequenceBuilder:
         """Refuse tasks whose question `text_length` does not hold, or the question before images.
 
         Raises:
-            ValueError: naming the first of them.
+            InputError: naming the first of them.
         """
         for sentence in (self.config.world_prompt, *map(self._question, tasks)):
             self.text(sentence, torch.device("cpu"))
