@@ -42,7 +42,7 @@ def make(name: str, options: argparse.Namespace) -> None:
         told = ["--data.root", options.output / "data", "--data.split", "train", "--output", folder / "train"]
         told += ["--stages.0.steps", options.steps, "--seed", options.seed, "--precision", options.precision]
         if name == "policy":
-            told += ["--initial.path", POLICY, "--data.statistics", POLICY / "statistics.json"]
+            told += ["--initial.path", POLICY, "--data.statistics", POLICY]
         if name == "weights":
             bare = folder / "weights.safetensors"
             bare.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from wamkit.models.wav.family import WAV
 from wamkit.planning.config import REFERENCE, SHRINK_ONLY, PlannerConfig
 from wamkit.planning.config import WAV as WAV_PRESET
 from wamkit.policy import Policy, load_policy
-from wamkit.types import ActingPolicy, ActionChunk, Observation
+from wamkit.types import ActingPolicy, ActionChunk, InputError, Observation
 
 from .policies import CONFIG, EPISODE, PLANNER, VIDEO, make_policy, watched
 
@@ -99,6 +99,14 @@ def inputs(rows: list[int], executed: int = 0) -> dict[str, Any]:
     count = len(rows)
     state = torch.from_numpy(EPISODE.state[rows])
     return {"video": VIDEO[rows], "state": state, "task": [EPISODE.task] * count, "executed": [executed] * count}
+
+
+def test_a_search_without_values_is_the_callers_error() -> None:
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, value=None))
+    policy = make_policy(config=config)
+    run(policy, [0], [1], calls=1)
+    with pytest.raises(InputError, match="no value expert, so there is nothing to plan by; leave the planner out"):
+        run(policy.varied(planner=dataclasses.replace(PLANNER, denormalize_scores=False), num_steps=1), [0], [1])
 
 
 @pytest.mark.parametrize("planner", [None, PLANNER])

@@ -127,6 +127,25 @@ def complete_folder(path: Path | str) -> Path:
     return new if new.exists() else path
 
 
+def copy_files(source: Path, destination: Path) -> None:
+    """Copy what a folder holds, hidden files apart, with fresh rights: what is read-only there can be removed here.
+
+    Args:
+        source: a folder; links in it are followed.
+        destination: a folder, made when missing.
+
+    Raises:
+        OSError: a file cannot be read, or no room.
+    """
+    for found, folders, files in os.walk(source, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = destination / Path(found).relative_to(source)
+        here.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            if not name.startswith("."):
+                shutil.copyfile(Path(found) / name, here / name)
+
+
 def remove_folder(path: Path | str) -> None:
     """Remove a folder so that a kill never leaves half of it under its own name.
 

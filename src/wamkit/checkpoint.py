@@ -15,7 +15,6 @@ A training checkpoint is such a folder with the state for resuming beside it in 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wamkit.atomic import atomic_folder, complete_folder
+from wamkit.atomic import atomic_folder, complete_folder, copy_files
 from wamkit.model_card import model_card
 from wamkit.spec import PolicySpec
 from wamkit.typed import COPY_AGAIN, blame, read_value
@@ -230,8 +229,10 @@ def export_policy(source: Path | str, output: Path | str, *, dtype: torch.dtype 
     if output.exists():
         raise FileExistsError(f"expected a new folder for the policy, {output} is there; remove it or choose another")
 
+    files.check_codecs()
+
     def copy_codecs(folder: Path) -> None:
-        shutil.copytree(files.codecs, folder, dirs_exist_ok=True)
+        copy_files(files.codecs, folder)
 
     return write_policy(
         output,

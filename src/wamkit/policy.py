@@ -27,7 +27,7 @@ from wamkit.models import family_module
 from wamkit.planning.cem import LatentProblem, Plan, plan
 from wamkit.planning.config import PlannerConfig
 from wamkit.planning.gaussian import Distributions
-from wamkit.policy_inputs import check_actions, check_inputs, check_known
+from wamkit.policy_inputs import check_actions, check_inputs, check_known, require_normal
 from wamkit.spec import PolicySpec
 from wamkit.typed import COPY_AGAIN, blame
 from wamkit.types import (
@@ -417,7 +417,8 @@ class Policy:
         return fit_video(video, size=self.spec.image_size, preprocess=self.spec.preprocess)
 
     def _open(self, memory: Tensor, state: Tensor, task: Sequence[str], known: Bool[Tensor, "b t"] | None) -> Decoder:
-        normalized = self.transforms.state.normalize(state.to(memory.device))
+        normalized = self.transforms.state.normalize(state).to(memory.device)
+        require_normal(normalized)
         known = None if known is None else known.to(memory.device)
         return self.model.control_step(
             memory, normalized, list(task), self.num_steps, max_rows=self.max_rows, known=known

@@ -19,7 +19,7 @@ def check_inputs(spec: PolicySpec, video: Any, state: Any, task: Sequence[str], 
         spec: of the policy.
         video: `b v h w c`, newest frame of every camera.
         state: `b s`, physical units.
-        task: a sentence for each row.
+        task: a sentence for each row, of characters that UTF-8 has.
         fitted: frames may also have the model's size.
 
     Raises:
@@ -40,8 +40,21 @@ def check_inputs(spec: PolicySpec, video: Any, state: Any, task: Sequence[str], 
         names = ", ".join(channel.name for channel in robot.state)
         raise InputError(f"expected state of shape {(len(task), len(robot.state))} ({names}), got {tuple(state.shape)}")
     _require_floats("state", state)
+    for sentence in task:
+        if not _is_text(sentence):
+            raise InputError(f"expected sentences of Unicode text, got {sentence[:80]!r}; send whole characters")
     if not torch.isfinite(state).all():
         raise InputError("expected finite states, got NaN or infinity; check the robot's sensors")
+
+
+def require_normal(state: Tensor) -> None:
+    """Refuse finite states so large that normalising them leaves the range of floating-point numbers.
+
+    Raises:
+        InputError: some do.
+    """
+    if not torch.isfinite(state).all():
+        raise InputError("expected states near those of training, got numbers beyond all bounds; check their units")
 
 
 def check_actions(spec: PolicySpec, actions: Any, rows: int) -> None:
@@ -82,3 +95,12 @@ def _require_tensor(name: str, value: Any) -> None:
 def _require_floats(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise InputError(f"expected {name} in floating point, got {value.dtype}; use {name}.float()")
+
+
+def _is_text(sentence: Any) -> bool:
+    """Whether UTF-8 can write it, as all but lone surrogates."""
+    try:
+        sentence.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return True

@@ -27,8 +27,8 @@ def inspect_weights(
 
     Args:
         path: in any layout that the families read.
-        model: a size of the family, or a policy folder, whose own family it is then; `None` is the family's first size,
-            the published one.
+        model: a size of the family, or a policy folder, whose own family it is then; `None` is the model of the policy
+            that the weights are of or, where they are none's, the family's first size, the published one.
         family: whose sizes are meant; `None` is the one that has most of the weights' names.
         profile: what kind of weights they should be; `None` takes what their names look like.
         may_resize: modules whose tensors may differ in shape, beside those of the profile.
@@ -36,8 +36,11 @@ def inspect_weights(
 
     Raises:
         FileNotFoundError: nothing at `path`, or no whole policy folder at `model`.
-        ValueError: an unknown family, size, profile or module, or a file that is damaged or not weights.
+        ValueError: an unknown family, size, profile or module, a file that is damaged or not weights, or names that no
+            family has.
     """
+    if model is None and family is None and (path / "spec.json").is_file():
+        model = path
     asked: dict[str, Any] = {"profile": profile, "may_resize": may_resize, "read": read}
     config: ModelConfig
     if model is not None and not _sizes_named(str(model), family):
@@ -57,6 +60,11 @@ def inspect_weights(
     if len(configs) > 1:
         seen = {name: family_module(name).FAMILY.inspect(config, path).recognized for name, config in configs.items()}
         chosen = max(seen, key=seen.__getitem__)
+        if not seen[chosen]:
+            raise ValueError(
+                f"{path}: expected weights of a family ({', '.join(seen)}), none of its tensors has a name that one of "
+                "them knows; name the family (--family) to see what is missing"
+            )
     found = family_module(chosen).FAMILY.inspect(configs[chosen], path, **asked)
     return found
 

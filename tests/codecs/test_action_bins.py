@@ -73,6 +73,20 @@ def test_a_channel_that_mostly_lies_outside_is_told_of_once(caplog: pytest.LogCa
         counter.add(torch.tensor([[[1.0, -2.0]]]))
     assert (counter.num_seen, counter.num_clipped) == (66, 18)
     assert [record.getMessage() for record in caplog.records] == [
-        "states: 16 of 31 numbers of channel 1 (from 0) lay outside what the model was trained on, and were clipped; "
-        "check its units, and that the robot is the one of the training data"
+        "states: 16 of the last 31 numbers of channel 1 (from 0) lay outside what the model was trained on, and were "
+        "clipped; check its units, and that the robot is the one of the training data"
     ]
+
+
+def test_the_recent_past_is_judged(caplog: pytest.LogCaptureFixture) -> None:
+    """A robot that begins to send millimetres after hours is told of, and so is the next one after it."""
+    counter = ClipCounter("states", ActionBins())
+    for number, length in ((0.5, 1000), (900.0, 50), (0.5, 200), (900.0, 50)):
+        before = len(caplog.records)
+        for _ in range(length):
+            counter.add(torch.tensor([[number]]))
+        assert len(caplog.records) - before == (number > 1)
+    assert (counter.num_seen, counter.num_clipped) == (1300, 100)
+    counter.add(torch.full((100_000, 1), 0.5))  # many at once
+    counter.add(torch.full((64, 1), 2.0))
+    assert len(caplog.records) == 3

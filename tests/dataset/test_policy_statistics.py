@@ -55,7 +55,7 @@ def test_the_same_numbers_come_of_it(
     assert policy.state.constant == (1,)
     file = tmp_path / "statistics.json"
     file.write_text(json.dumps(policy.to_dict()))
-    given = read_given_statistics(file, widths=WIDTHS, action_type=action_type)
+    given = read_given_statistics(file, widths=WIDTHS, kind=kind, action_type=action_type)
     again = transforms_of(statistics | given, kind, action_type)
     numbers = torch.randn(5, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     state = numbers[:, 0]
@@ -66,6 +66,17 @@ def test_the_same_numbers_come_of_it(
     assert again.value is not None and policy.value is not None
     values = numbers[..., :2]
     assert torch.allclose(again.value.normalize(values), policy.value.normalize(values), rtol=1e-12)
+
+
+def test_a_policy_that_normalises_in_another_way(statistics: dict[str, Statistics], tmp_path: Path) -> None:
+    file = tmp_path / "statistics.json"
+    file.write_text(json.dumps(transforms_of(statistics, "meanstd", "absolute").to_dict()))
+    with pytest.raises(ValueError, match=r"a policy that normalises by meanstd, not by minmax; train with its"):
+        read_given_statistics(file, widths=WIDTHS, kind="minmax")
+    with pytest.raises(FileNotFoundError, match="found none"):
+        read_given_statistics(tmp_path, widths=WIDTHS)
+    (tmp_path / "spec.json").write_text("{}")
+    assert read_given_statistics(tmp_path, widths=WIDTHS) == read_given_statistics(file, widths=WIDTHS)
 
 
 def test_a_policy_of_differences_serves_no_other(statistics: dict[str, Statistics], tmp_path: Path) -> None:

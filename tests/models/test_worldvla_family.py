@@ -21,7 +21,7 @@ from wamkit.models.worldvla.family import WorldVLA
 from wamkit.models.worldvla.objective import action_only, joint, world_only
 from wamkit.models.worldvla.samples import token_batch
 from wamkit.policy import Policy, load_policy
-from wamkit.types import Batch, Clips, Observation
+from wamkit.types import Batch, Clips, InputError, Observation
 from wamkit.untrained import untrained_policy
 
 ROBOT = synthetic_robot(height=64, width=64)
@@ -145,8 +145,16 @@ def test_inputs_that_do_not_fit(policy: Policy) -> None:
     for shape in ((1, 2, 4), (1, 0, 3), (2, 2, 3)):
         with pytest.raises(ValueError, match=r"expected actions of shape \(1, one or more, 3\)"):
             policy.imagine_along(observation(), torch.zeros(shape), keys=[(0,)])
-    with pytest.raises(ValueError, match="text_length"):
+    with pytest.raises(InputError, match="text_length"):
         policy.act([0], video=FRAMES[:1], state=torch.zeros(1, 3), task=["push " * 60], executed=[0])
+    with pytest.raises(InputError, match="expected sentences of Unicode text, got"):
+        policy.act([0], video=FRAMES[:1], state=torch.zeros(1, 3), task=["\ud800 push"], executed=[0])
+    narrow = dataclasses.replace(policy.transforms.state, q01=(0.0,) * 3, q99=(1e-3,) * 3, constant=(), widened=())
+    narrow = dataclasses.replace(narrow, kind="minmax")
+    strict = Policy(policy.model, policy.spec, dataclasses.replace(policy.transforms, state=narrow))
+    strict.reset([0], seeds=[0])
+    with pytest.raises(InputError, match="expected states near those of training, got numbers beyond all bounds"):
+        strict.act([0], video=FRAMES[:1], state=torch.full((1, 3), 3e38), task=["push"], executed=[0])
 
 
 @pytest.mark.usefixtures("types_unchecked")
@@ -192,7 +200,7 @@ def test_what_is_clipped_outside_training_is_counted(policy: Policy, caplog: pyt
         model.control_step(memory.expand(3, -1, -1, -1, -1, -1), torch.tensor([[0.5, 9.0, 1.0]] * 3), ["push"] * 3, 1)
     states = model.clipped["states"]
     assert (states.num_seen, states.num_clipped) == ((54, 18) if model.reads_state else (0, 0))
-    assert ("states: 18 of 18 numbers of channel 1 (from 0) lay outside" in caplog.text) == model.reads_state
+    assert ("states: 18 of the last 18 numbers of channel 1 (from 0) lay outside" in caplog.text) == model.reads_state
     model.imagine_along(memory, torch.tensor([[[0.1, -1.5, 0.0]]]), SeededDraws(keys=[(0,)]))
     assert isinstance(model, Clips)
     assert (model.clipped["actions"].num_seen, model.clipped["actions"].num_clipped) == (3, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from wamkit.checkpoint import export_policy
 from wamkit.data.encoded import codecs_digest
 from wamkit.data.lerobot import LeRobotDataset
 from wamkit.data.synthetic import synthetic_episodes, synthetic_robot
@@ -74,7 +75,7 @@ def test_they_come_with_the_policy(trained: tuple[str, Path, Path], tmp_path: Pa
 def test_its_statistics_can_come_too(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
     policy = trained[1]
     run = finer(trained, tmp_path / "finer")
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, statistics=policy / "statistics.json"))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, statistics=policy))
     execute(run)
     before, after = load_policy(policy), load_policy(run.output / "policy")
     assert after.transforms.state == before.transforms.state
@@ -90,9 +91,10 @@ def test_an_interrupted_run_does_without_the_policy(trained: tuple[str, Path, Pa
     shutil.copytree(policy, moved)
     run = finer((recipe, moved, dataset), tmp_path / "finer")
     execute(run)
-    shutil.rmtree(run.output / "policy")
-    shutil.rmtree(moved)
-    assert execute(run).steps == 0
+    for change in (lambda: (moved / "training.json").write_text("{}"), lambda: shutil.rmtree(moved)):
+        change()
+        shutil.rmtree(run.output / "policy")
+        assert execute(run).steps == 0
     assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
 
 
@@ -101,8 +103,15 @@ def test_a_folder_begun_with_other_codecs(trained: tuple[str, Path, Path], tmp_p
     fitted = smoke_run(recipe, dataset, tmp_path / "run")
     execute(fitted)
     shutil.rmtree(fitted.output / "checkpoints")
-    with pytest.raises(ValueError, match="made for another dataset, seed or model: initial_codecs differ"):
+    with pytest.raises(
+        ValueError, match=r"were fitted to the dataset, those of .*policy are asked for now; start from"
+    ):
         execute(finer(trained, fitted.output))
+    begun = finer(trained, tmp_path / "begun")
+    execute(begun)
+    shutil.rmtree(begun.output / "checkpoints")
+    with pytest.raises(ValueError, match=r"are those of a policy .* fitted ones are asked for now"):
+        execute(dataclasses.replace(begun, initial=InitialWeights()))
 
 
 def test_a_cache_is_made_with_the_policys_or_refused(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
@@ -118,6 +127,9 @@ def test_a_cache_is_made_with_the_policys_or_refused(trained: tuple[str, Path, P
         execute(cached(run, others))
     assert not (run.output / "codecs").exists()
     encode(cached(run, own))
+    assert encode(cached(smoke_run(recipe, dataset, Path()), own)).encoded == 0, "it has its codecs"
+    with pytest.raises(ValueError, match=r"were fitted to the dataset, those of .*policy are asked for now"):
+        encode(cached(run, others))
     execute(cached(run, own))
     assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
 
@@ -128,9 +140,48 @@ def test_a_policy_behind_exchanged_codecs_is_refused(trained: tuple[str, Path, P
     shutil.copytree(policy, mixed)
     settings = next(path for path in sorted((mixed / "codecs").glob("*/config.json")))
     settings.write_text(json.dumps(json.loads(settings.read_text()), indent=1))
-    with pytest.raises(ValueError, match="expected the codecs that the weights were trained behind"):
+    message = "expected the codecs that the weights were trained behind"
+    with pytest.raises(ValueError, match=message):
         execute(finer((recipe, mixed, dataset), tmp_path / "finer"))
     assert not (tmp_path / "finer" / "codecs").exists()
+    with pytest.raises(ValueError, match=message):
+        export_policy(mixed, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_file_of_a_policys_weights_brings_them_too(
+    trained: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a bare name, from a folder that may not be written to, with a file that a file manager left there."""
+    recipe, policy, dataset = trained
+    shutil.copytree(policy, tmp_path / "policy")
+    next((tmp_path / "policy" / "codecs").iterdir()).joinpath(".DS_Store").write_bytes(b"x")
+    for path in (tmp_path / "policy" / "codecs").rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.chdir(tmp_path / "policy")
+    run = finer((recipe, Path("model.safetensors"), dataset), tmp_path / "finer")
+    execute(run)
+    assert codecs_digest(run.output / "policy" / "codecs") == codecs_digest(policy / "codecs")
+    assert all(path.stat().st_mode & 0o200 for path in (run.output / "codecs").rglob("*"))
+    assert not list((run.output / "codecs").rglob(".DS_Store"))
+
+
+def test_codecs_that_the_recipe_describes_otherwise(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe = trained[0]
+    run = finer(trained, tmp_path / "finer")
+    changed = {"text_length": 9} if FAMILIES[recipe] == "wav" else {"text": "words"}
+    model = dataclasses.replace(run.model, codec=dataclasses.replace(run.model.codec, **changed))
+    with pytest.raises(ValueError, match=rf"codecs of the policy .*policy, .* have {next(iter(changed))} .*, not "):
+        execute(dataclasses.replace(run, model=model))
+    assert not (run.output / "codecs").exists()
+
+
+def test_encoding_without_the_policy_it_names(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, _, dataset = trained
+    run = finer((recipe, tmp_path / "none", dataset), Path())
+    with pytest.raises(FileNotFoundError, match=r"expected the initial weights' policy at .*none, found nothing"):
+        encode(dataclasses.replace(run, data=dataclasses.replace(run.data, cache=tmp_path / "cache")))
+    assert not (tmp_path / "cache" / "codecs").exists()
 
 
 def test_weights_without_codecs_are_told_of(
@@ -142,4 +193,4 @@ def test_weights_without_codecs_are_told_of(
     shutil.copy(policy / "model.safetensors", bare)
     with caplog.at_level(logging.WARNING):
         execute(finer((recipe, bare, dataset), tmp_path / "finer"))
-    assert "no codecs lie beside the initial weights" in caplog.text
+    assert "bring no codecs with them" in caplog.text

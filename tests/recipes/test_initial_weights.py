@@ -143,7 +143,7 @@ def test_verify_weights_says_what_they_are(ge_base: Path, tmp_path: Path, capsys
     assert "not a complete policy folder" in capsys.readouterr().err
 
 
-def test_verify_weights_asks_the_family(ge_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_weights_asks_the_family(ge_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A size is the named family's, the published one by default; a policy folder says its own."""
     assert main(["verify", "weights", str(ge_base)]) == 1
     assert "held against libero (2420 tensors, 2 305 605 785 parameters)" in capsys.readouterr().out
@@ -154,8 +154,13 @@ def test_verify_weights_asks_the_family(ge_base: Path, capsys: pytest.CaptureFix
     other = policy.with_name("worldvla-metaworld-small")
     assert main(["verify", "weights", str(other), "--model", "small"]) == 0, "the family is told by the names"
     assert "names of Chameleon; transformer 81" in capsys.readouterr().out
-    assert main(["verify", "weights", str(other)]) == 1
+    assert main(["verify", "weights", str(other)]) == 0, "a policy is held against itself"
+    assert f"held against {other} (81 tensors" in capsys.readouterr().out
+    assert main(["verify", "weights", str(other / "model.safetensors")]) == 1
     assert "held against libero-256 (419 tensors" in capsys.readouterr().out
+    save_file({"strange": torch.zeros(1)}, tmp_path / "strange.safetensors")
+    assert main(["verify", "weights", str(tmp_path / "strange.safetensors")]) == 2
+    assert "none of its tensors has a name that one of them knows" in capsys.readouterr().err
     assert main(["verify", "weights", str(other), "--family", "wav"]) == 1
     assert "held against libero (2420 tensors" in capsys.readouterr().out
     for wrong, message in (

@@ -21,6 +21,7 @@ from websockets.sync.client import connect
 
 from wamkit.data.synthetic import synthetic_robot
 from wamkit.models.worldvla import config as worldvla
+from wamkit.models.worldvla.family import WorldVLA
 from wamkit.planning.config import WAV, PlannerConfig
 from wamkit.policy import Policy
 from wamkit.serving.inference import MAX_REASON, Answer, Batching, Call, Inference
@@ -42,9 +43,10 @@ SETTINGS = Settings(num_steps=1, planner=None)
 
 
 @functools.cache
-def _untrained() -> Policy:
+def _untrained(*, reads_state: bool = False) -> Policy:
     tiny = worldvla.tiny(num_views=2, action_dim=3, state_dim=3)
-    config = dataclasses.replace(tiny, image_size=32, codec=dataclasses.replace(tiny.codec, fit_steps=2))
+    codec = dataclasses.replace(tiny.codec, fit_steps=2)
+    config = dataclasses.replace(tiny, image_size=32, codec=codec, reads_state=reads_state)
     return untrained_policy(config, synthetic_robot(), execution_horizon=4)
 
 
@@ -116,6 +118,23 @@ def test_those_who_share_its_call_are_answered(exact: bool, caplog: pytest.LogCa
             for answer, actions in zip((first[seed], answers[seed]), wanted, strict=True):
                 np.testing.assert_allclose(answer.result().actions, actions, atol=1e-5)
     assert "a call for 3 robots failed" in caplog.text
+
+
+def test_warming_up_tells_of_no_robot(caplog: pytest.LogCaptureFixture) -> None:
+    """There is none yet: what is tried lies in the middle of what training saw, and zero may lie far from it."""
+    policy = _untrained(reads_state=True)
+    far = dataclasses.replace(policy.transforms.state, kind="minmax", q01=(5.0,) * 3, q99=(6.0,) * 3)
+    far = dataclasses.replace(far, constant=(), widened=())
+    policy = Policy(policy.model, policy.spec, dataclasses.replace(policy.transforms, state=far), num_steps=1)
+    inference = Inference(policy, Batching(max_batch=3, max_wait_s=1.0, exact=True), SETTINGS)
+    inference.start()
+    try:
+        assert isinstance(policy.model, WorldVLA)
+        states = policy.model.clipped["states"]
+        assert states.num_seen >= 30 and not states.num_clipped
+        assert "lay outside" not in caplog.text
+    finally:
+        inference.stop(20.0)
 
 
 @pytest.mark.parametrize("exact", [False, True])

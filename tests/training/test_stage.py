@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from wamkit.models.worldvla.objective import joint
+from wamkit.training.record import saw_no_future
 from wamkit.training.stage import TrainStage, learning_rate_at, plain, recipe_differences, resolved_recipe
 
 
@@ -34,6 +36,16 @@ def make_stage(**changes: Any) -> TrainStage:
         "needs_future": True,
     }
     return TrainStage(**{**settings, **changes})
+
+
+def test_an_objective_says_whether_it_reads_the_future() -> None:
+    """Also one that is changed later, as `--stages.0.objective.world-share 0` does."""
+    stage = make_stage(objective=joint(), needs_future=False)
+    assert stage.needs_future
+    alone = dataclasses.replace(stage, objective=dataclasses.replace(joint(), world_share=0.0))
+    assert not alone.needs_future and saw_no_future({"recipe": {"stages": [plain(alone)]}})
+    assert dataclasses.replace(alone, objective=joint()).needs_future
+    assert make_stage(needs_future=True).needs_future and not make_stage(needs_future=False).needs_future
 
 
 def test_a_constant_rate_warms_up_linearly() -> None:

@@ -38,7 +38,8 @@ class Weights:
     family: str | None = None
     """Family of models whose sizes are meant; by default the one that has most of the weights' names."""
     model: str | None = None
-    """Size of the family, or a policy folder, which says its own family; by default the published size."""
+    """Size of the family, or a policy folder, which says its own family; by default the policy that the weights are of,
+    or else the published size."""
     profile: str | None = None
     """What kind of weights they should be, by the family's names; by default what they look like."""
     may_resize: tuple[str, ...] = ()

@@ -78,45 +78,52 @@ class ActionBins:
 class ClipCounter:
     """Counts what was clipped outside training, by channel, and warns of a channel that mostly is.
 
-    Some clipping is normal, since limits are percentiles of a dataset. A channel that lies outside nearly always means
-    other units, or a robot elsewhere than its training data were.
+    Some clipping is normal, since limits are percentiles of a dataset. A channel that mostly lies outside means other
+    units, or a robot elsewhere than its training data were. What counts for that is the recent past, so that a new
+    robot on an old server is noticed; who was warned of is so again after it was well in between.
 
     Args:
         what: name of the numbers, for messages.
         bins: they are put into.
+        num_seen: how many numbers were given.
+        num_clipped: how many of them lay outside.
     """
 
     what: str
     bins: ActionBins
-    _counts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    num_seen: int = 0
+    num_clipped: int = 0
+    _recent: dict[int, tuple[int, int]] = field(default_factory=dict)
     _warned: set[int] = field(default_factory=set)
 
     MIN_NUMBERS: ClassVar[int] = 16
-
-    @property
-    def num_seen(self) -> int:
-        """How many numbers were given to be put into bins."""
-        return sum(seen for seen, _ in self._counts.values())
-
-    @property
-    def num_clipped(self) -> int:
-        """How many of them lay outside."""
-        return sum(outside for _, outside in self._counts.values())
+    """Numbers of a channel before it is judged; four times as many are its recent past."""
 
     def add(self, numbers: Float[Tensor, "*n a"]) -> None:
         """Count; the last axis is the channels'."""
         flat: Shaped[Tensor, "n a"] = self.bins.is_outside(numbers).flatten(0, -2)
+        self.num_seen += flat.numel()
         for channel, outside in enumerate(flat.sum(dim=0).tolist()):
-            seen, before = self._counts.get(channel, (0, 0))
-            seen, before = seen + len(flat), before + outside
-            self._counts[channel] = seen, before
-            if seen >= self.MIN_NUMBERS and 2 * before > seen and channel not in self._warned:
-                self._warned.add(channel)
-                logger.warning(
-                    "%s: %d of %d numbers of channel %d (from 0) lay outside what the model was trained on, and were "
-                    "clipped; check its units, and that the robot is the one of the training data",
-                    self.what,
-                    before,
-                    seen,
-                    channel,
-                )
+            self.num_clipped += outside
+            seen, before = self._recent.get(channel, (0, 0))
+            seen, outside = seen + len(flat), before + outside
+            self._judge(channel, seen, outside)
+            while seen >= 4 * self.MIN_NUMBERS:
+                seen, outside = seen // 2, outside // 2
+            self._recent[channel] = seen, outside
+
+    def _judge(self, channel: int, seen: int, outside: int) -> None:
+        if seen < self.MIN_NUMBERS:
+            return
+        if 4 * outside < seen:
+            self._warned.discard(channel)
+        if 2 * outside > seen and channel not in self._warned:
+            self._warned.add(channel)
+            logger.warning(
+                "%s: %d of the last %d numbers of channel %d (from 0) lay outside what the model was trained on, and "
+                "were clipped; check its units, and that the robot is the one of the training data",
+                self.what,
+                outside,
+                seen,
+                channel,
+            )

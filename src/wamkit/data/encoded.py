@@ -277,12 +277,17 @@ def episode_path(folder: Path, episode: int) -> Path:
 
 
 def codecs_digest(folder: Path) -> str:
-    """Identifies the codecs saved in a folder, each in a folder of its own, by what their files hold."""
+    """Identifies the codecs saved in a folder, each in a folder of its own, by what their files hold.
+
+    Hidden files, which downloaders and file managers add, do not count.
+    """
     total = hashlib.sha256()
     # Backwards, because the first caches were made of "video" and "text", in this order. What lies beside the codecs
     # only notes what they were made for.
     for part in sorted((item for item in folder.glob("*") if item.is_dir()), reverse=True):
         for file in sorted(item for item in part.rglob("*") if item.is_file()):
+            if any(name.startswith(".") for name in file.relative_to(folder).parts):
+                continue
             total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()

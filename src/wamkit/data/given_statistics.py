@@ -10,6 +10,7 @@ from wamkit.data.actions import ActionType
 from wamkit.data.norm_stats import is_norm_stats, parse_norm_stats
 from wamkit.data.policy_statistics import is_policy_statistics, parse_policy_statistics
 from wamkit.data.stats import Statistics, parse_statistics, read_json_object
+from wamkit.data.transforms import Kind
 from wamkit.data.wav_statistics import parse_wav_statistics, wav_entries
 
 Form = Literal["wamkit", "openpi", "wav", "policy"]
@@ -59,17 +60,19 @@ def read_given_statistics(
     widths: Mapping[str, int],
     entry: str = "",
     option: str = "data.statistics_entry",
+    kind: Kind | None = None,
     action_type: ActionType | None = None,
 ) -> dict[str, Statistics]:
     """Read a file; its form is told by what is in it.
 
     Args:
-        path: wamkit's own statistics, a policy's `statistics.json`, openpi's `norm_stats.json` or a file of the
-            published WAV code.
+        path: wamkit's own statistics, a policy's `statistics.json` or its folder, openpi's `norm_stats.json` or a file
+            of the published WAV code.
         widths: channels of `action`, `state` and, if there are values, `value` in the data.
         entry: which statistics of a WAV file, as `libero_eef`; needed when it holds several.
         option: what messages call `entry`.
-        action_type: how actions will be represented, which a policy's statistics depend on.
+        kind: how the numbers will be normalised, which a policy's statistics depend on.
+        action_type: how actions will be represented, likewise.
 
     Returns:
         At least `action` and `state`.
@@ -80,6 +83,8 @@ def read_given_statistics(
             the message names the file.
     """
     path = Path(path)
+    if path.is_dir() and (path / "spec.json").is_file():
+        path = path / "statistics.json"
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of statistics at {path}, found none; correct data.statistics")
     document = read_json_object(path)
@@ -104,7 +109,7 @@ def read_given_statistics(
     elif forms == ["wamkit"]:
         statistics = parse_statistics(document, path)
     elif forms == ["policy"]:
-        statistics = parse_policy_statistics(document, path, action_type=action_type)
+        statistics = parse_policy_statistics(document, path, kind=kind, action_type=action_type)
     else:
         raise ValueError(
             f"{path}: expected statistics of wamkit (format, features), of a policy (state, action, value), of openpi "

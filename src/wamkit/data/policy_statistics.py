@@ -8,7 +8,7 @@ from typing import Any
 
 from wamkit.data.actions import ActionType
 from wamkit.data.stats import Statistics
-from wamkit.data.transforms import Normalizer, ValueTransform
+from wamkit.data.transforms import Kind, Normalizer, ValueTransform
 from wamkit.data.vectors import Transforms
 from wamkit.typed import blame
 
@@ -22,13 +22,14 @@ def is_policy_statistics(document: Mapping[str, Any]) -> bool:
 
 
 def parse_policy_statistics(
-    document: Mapping[str, Any], path: Path | str, *, action_type: ActionType | None = None
+    document: Mapping[str, Any], path: Path | str, *, kind: Kind | None = None, action_type: ActionType | None = None
 ) -> dict[str, Statistics]:
     """What makes the policy's transforms again.
 
     Args:
         document: content of the file.
         path: where it was read from, for messages.
+        kind: how the run normalises; `None` when that is not told.
         action_type: how the actions of the run are represented. Differences have statistics of their own, and a policy
             of differences keeps no others.
 
@@ -36,8 +37,8 @@ def parse_policy_statistics(
         `action` and `state`; `action_delta` of a policy of differences, `value` of one with values.
 
     Raises:
-        ValueError: a value is missing, of another type or not finite, or the policy is one of differences and the run
-            is not.
+        ValueError: a value is missing, of another type or not finite, the policy normalises in another way, or it is
+            one of differences and the run is not.
     """
     with blame(path):
         transforms = Transforms.from_dict(document)
@@ -45,6 +46,12 @@ def parse_policy_statistics(
         strange = {each.epsilon for each in kept if each is not None} - {_EPSILON}
         if strange:
             raise ValueError(f"expected an epsilon of {_EPSILON:g}, got {sorted(strange)}; use the data's statistics")
+    kinds = {transforms.state.kind, transforms.action.normalizer.kind}
+    if kind is not None and kinds != {kind}:
+        raise ValueError(
+            f"{path} belongs to a policy that normalises by {' and '.join(sorted(kinds))}, not by {kind}; train with "
+            "its data.normalization, or with the data's statistics"
+        )
     action = _of_vector(transforms.action.normalizer)
     statistics = {"state": _of_vector(transforms.state), "action": action}
     if transforms.action.type == "delta":

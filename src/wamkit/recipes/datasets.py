@@ -173,7 +173,11 @@ def run_statistics(settings: DataConfig, data: TrainingData) -> tuple[dict[str, 
         return statistics, {}
     widths = {name: feature.width for name, feature in statistics.items()}
     given = read_given_statistics(
-        settings.statistics, widths=widths, entry=settings.statistics_entry, action_type=settings.action_type
+        settings.statistics,
+        widths=widths,
+        entry=settings.statistics_entry,
+        kind=settings.normalization,
+        action_type=settings.action_type,
     )
     logger.info(
         "normalizing with %s of %s; %s computed from the data",

@@ -29,7 +29,7 @@ class DataConfig:
             `val_ood` measure on.
         cameras: cameras of the datasets that the model sees, in view order; by default all.
         statistics: file of statistics to normalize with, in place of those of the data: wamkit's own, a policy's
-            statistics.json, openpi's norm_stats.json or WAV's. What it lacks (values, differences) is computed from
+            folder, openpi's norm_stats.json or WAV's. What it lacks (values, differences) is computed from
             the data.
         statistics_entry: which statistics of a WAV file, as libero_eef; needed when it holds several.
         pick: how memory frames are chosen; `spaced` as the control loop has them, `random` as published.

@@ -247,6 +247,7 @@ class Inference:
     def _warm_up(self) -> None:
         """Run every kind of call once: what is built, tried or allocated at first use is there afterwards."""
         spec = self._policy.spec
+        state = self._policy.transforms.state.denormalize(torch.zeros(1, len(spec.robot.state)))[0].numpy()
         draws = np.random.default_rng(0)
         shape = (len(spec.robot.cameras), spec.robot.cameras[0].height, spec.robot.cameras[0].width, 3)
         sizes = range(1, self.batching.max_batch + 1) if self.batching.exact else {1, self.batching.max_batch}
@@ -257,7 +258,7 @@ class Inference:
                 Call(
                     slot=self.batching.max_batch + row,  # trials use those before
                     video=draws.integers(0, 256, shape, np.uint8),
-                    state=np.zeros(len(spec.robot.state), np.float32),
+                    state=state,  # in the middle of what training saw
                     task=(spec.tasks or ("warm up",))[0],
                     executed=stride if number else 0,
                     settings=self._settings,

@@ -15,6 +15,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
 
 @runtime_checkable
+class ReadsFuture(Protocol):
+    """An objective that knows whether it reads future frames."""
+
+    @property
+    def needs_future(self) -> bool: ...
+
+
+@runtime_checkable
 class DividesBatches(Protocol):
     """An objective that gives the rows of a batch different things to learn."""
 
@@ -44,7 +52,8 @@ class TrainStage:
         eps: AdamW's denominator.
         weight_decay: decoupled, the same for every trained parameter.
         max_grad_norm: the gradient's 2-norm is clipped to this.
-        needs_future: whether batches must hold future frames; the data room reads it.
+        needs_future: whether batches must hold future frames; the data room reads it. An objective that says so itself
+            (`ReadsFuture`) is believed.
         ema_decay: when given, the stage's result (and every policy saved in it) is the moving average of the trained
             weights; the decay of update n is `min(ema_decay, (1 + n) / (10 + n))`, so that short stages average too.
     """
@@ -80,6 +89,8 @@ class TrainStage:
             raise ValueError(f"stage {self.name!r}: expected betas in [0, 1), got {self.betas}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"stage {self.name!r}: expected ema_decay in (0, 1) or None, got {self.ema_decay}")
+        if isinstance(self.objective, ReadsFuture):
+            object.__setattr__(self, "needs_future", self.objective.needs_future)
         if isinstance(self.objective, DividesBatches):
             self.objective.check_batch(self.batch_size)
         if self.schedule not in ("constant", "cosine"):

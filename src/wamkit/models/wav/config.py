@@ -217,6 +217,10 @@ class WAVConfig(ModelConfig):
         """Settings of image codec and text encoder, and the channels of a latent pixel."""
         return dataclasses.asdict(self.codec) | {"channels": self.network.latent_channels}
 
+    def codec_settings(self) -> dict[str, Any]:
+        """Kinds, strides and length of sentences."""
+        return {key: value for key, value in self.codec_record().items() if key != "pretrained"}
+
     def with_pretrained(self, folder: str) -> WAVConfig:
         """The same model with `vae/`, `text_encoder/` and `tokenizer/` in another folder."""
         return dataclasses.replace(self, codec=dataclasses.replace(self.codec, pretrained=folder))

@@ -25,6 +25,7 @@ from wamkit.models.wav.model import TextContext, WAVTransformer
 from wamkit.nn.attention import KeyValue
 from wamkit.nn.modulation import Modulation, Timesteps
 from wamkit.nn.rope import Rotation
+from wamkit.types import InputError
 
 Known = TypeVar("Known")
 
@@ -181,7 +182,13 @@ class ControlStep:
 
     @property
     def value_shape(self) -> tuple[int, int]:
-        """Tokens and channels of one value noise."""
+        """Tokens and channels of one value noise.
+
+        Raises:
+            InputError: the network has no value expert.
+        """
+        if self.network.config.value is None:
+            raise InputError("this policy has no value expert, so there is nothing to plan by; leave the planner out")
         return self.value_length, self.network.value.config.channels
 
     @torch.no_grad()

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from wamkit.model_config import ModelConfig
 from wamkit.typed import check_fields, check_least, read_fields
 
+_NOT_COMPARED = ("pretrained", "fit_steps")
+
 GRID_UNIT = 32  # pixels; an image says its size in these
 
 
@@ -250,6 +252,10 @@ class WorldVLAConfig(ModelConfig):
         """What decides the ids of an image."""
         record = dataclasses.asdict(self.codec)
         return {key: record[key] for key in ("image", "spatial", "num_codes", "fit_steps")}
+
+    def codec_settings(self) -> dict[str, Any]:
+        """Kinds of tokenisers, stride and size of the codebook."""
+        return {key: value for key, value in dataclasses.asdict(self.codec).items() if key not in _NOT_COMPARED}
 
     @property
     def grid(self) -> int:
