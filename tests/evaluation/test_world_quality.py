@@ -548,6 +548,24 @@ def test_the_command_says_what_is_wrong(
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_actions_that_are_clipped_are_told_of(square: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of the recorded numbers: of a policy whose limits leave the largest ones out."""
+    policy = world_policy()
+    recorded = [episode.actions[:-1] for episode in synthetic_episodes(2, length=24)]
+    for limit, expected in ((50.0, 0.0), (0.5, float(np.mean(np.abs(np.concatenate(recorded)) > 0.5)))):
+        edges = {"q01": (-limit,) * 3, "q99": (limit,) * 3, "constant": (), "widened": ()}
+        normalizer = dataclasses.replace(policy.transforms.action.normalizer, kind="minmax", **edges)
+        action = dataclasses.replace(policy.transforms.action, normalizer=normalizer)
+        other = Policy(policy.model, policy.spec, dataclasses.replace(policy.transforms, action=action))
+        name = f"limit{limit:g}"
+        other.save(tmp_path / name, config=dataclasses.asdict(world_config()), training={})
+        asked = ["quality", str(tmp_path / name), "--data", str(square), "--episodes", "0:2", "--films", "0"]
+        assert main([*asked, "--output", str(tmp_path / f"{name}_out")]) == 0
+        found = WorldQuality.load(tmp_path / f"{name}_out").clipped_actions
+        assert found == pytest.approx(expected, abs=0.01) and (expected > 0) == (limit < 1)
+        assert ("of the actions' numbers lay outside" in capsys.readouterr().out) == (limit < 1)
+
+
 def test_a_policy_that_never_saw_a_future_frame_is_told_of(
     square: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

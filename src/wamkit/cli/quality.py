@@ -89,7 +89,6 @@ def run(options: Options) -> int:
     from wamkit.evaluation.open_loop_results import DatasetIdentity
     from wamkit.evaluation.world_quality import MetricNetworks, QualitySettings, measure_world
     from wamkit.evaluation.world_rollouts import world_of
-    from wamkit.types import Clips
 
     settings = QualitySettings(
         horizons=options.horizons, min_frames=options.min_frames, motion=options.motion, seed=options.seed
@@ -125,9 +124,6 @@ def run(options: Options) -> int:
     console = Console()
     for line in describe(results):
         console.print(line)
-    told = policy.model.clipped.get("actions") if isinstance(policy.model, Clips) else None
-    if told is not None and told.num_clipped:
-        console.print(f"{told.num_clipped} of {told.num_seen} numbers of actions lay outside the bins and were clipped")
     print(f"results are in {options.output}")
     return 0
 
@@ -149,6 +145,9 @@ def describe(results: WorldQuality) -> Iterator[RenderableType]:
     for rollouts in _by_length(results.rollouts):
         if rollouts[0].num_clips:
             yield _rollout_table(results, rollouts)
+    if results.clipped_actions:
+        share = f"{results.clipped_actions:.2%}"
+        yield f"{share} of the actions' numbers lay outside what the model was trained on, and were clipped"
     for what, why in results.not_measured.items():
         yield f"not measured: {what}: {why}"
 

@@ -163,6 +163,8 @@ class WorldQuality:
         psnr_cap: decibels that equal frames count as.
         weights: files of the metrics' networks.
         not_measured: what was not, and why.
+        clipped_actions: share of the actions' numbers that lay outside what the model was trained on, and were clipped;
+            `None` for a model that clips none.
         rollouts: by number of frames and camera.
         steps: by camera and choice of frames.
         versions: wamkit, Python, torch, simulators.
@@ -183,6 +185,7 @@ class WorldQuality:
     rollouts: tuple[RolloutQuality, ...]
     steps: tuple[StepQuality, ...]
     versions: dict[str, str]
+    clipped_actions: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What `quality.json` holds."""
@@ -247,6 +250,8 @@ def measure_world(
     steps: list[Steps] = []
     films: dict[int, EpisodeFrames] = {}
     seen_at = (0, 0)
+    count = world.clipped
+    before = (0, 0) if count is None else (count.num_seen, count.num_clipped)
     with ProgressBar("world model", len(entries), unit="episodes") as bar:
         for number, frames in enumerate(imagine_episodes(world, dataset, entries, seed=settings.seed), start=1):
             seen_at = (frames.real.shape[2], frames.real.shape[3])
@@ -294,6 +299,7 @@ def measure_world(
         rollouts=tuple(rollouts),
         steps=tuple(step_quality(steps, which, camera, **drawn) for which in ("all", "moving") for camera in shown),
         versions=software_versions(PACKAGES),
+        clipped_actions=None if count is None else (count.num_clipped - before[1]) / max(1, count.num_seen - before[0]),
     )
     rate = 1.0 if dataset.robot is None else dataset.robot.control_hz
     with atomic_folder(out) as folder:

@@ -18,7 +18,7 @@ from wamkit.data.features import ACTION, STATE
 from wamkit.data.source import EpisodeEntry, EpisodeSource, numeric_column, where
 from wamkit.evaluation.protocol import EPISODE_SEED_STRIDE
 from wamkit.policy import Policy
-from wamkit.types import ActionConditioned, Observation
+from wamkit.types import ActionConditioned, Clipped, Clips, Observation
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -54,6 +54,7 @@ class WorldModel:
         context_stride: rows between two of them; before the episode its first frame is repeated.
         max_rows: how many episodes or rows are imagined at once.
         device: where frames are compared, and where the networks of metrics are.
+        clipped: counts the numbers of actions that the model clips; `None` for one that clips none.
     """
 
     imagine: Imagine
@@ -64,6 +65,7 @@ class WorldModel:
     context_stride: int = 1
     max_rows: int = 16
     device: torch.device | str = "cpu"
+    clipped: Clipped | None = None
 
     def __post_init__(self) -> None:
         if not self.cameras or min(self.num_context, self.context_stride, self.max_rows) < 1:
@@ -99,6 +101,7 @@ def world_of(policy: Policy, *, max_rows: int = 16, device: torch.device | str =
         context_stride=spec.execution_horizon if spec.context_stride is None else spec.context_stride,
         max_rows=max_rows,
         device=device,
+        clipped=policy.model.clipped.get("actions") if isinstance(policy.model, Clips) else None,
     )
 
 
