@@ -83,11 +83,11 @@ class ModelConfig(ABC):
     def codec_record(self) -> dict[str, Any]:
         """JSON-ready settings that decide what the codecs make of frames and sentences; a cache is made for them."""
 
-    @abstractmethod
     def codec_settings(self) -> dict[str, Any]:
-        """Settings that codecs must share to stand in for each other; neither where pretrained ones lie nor how long
-        others are fitted.
+        """What of `codec_record` codecs must share to stand in for each other: neither where pretrained ones lie nor how
+        long others are fitted.
         """
+        return self.codec_record()
 
     def with_pretrained(self, folder: str) -> ModelConfig:
         """The same model with its pretrained codecs in another folder.
