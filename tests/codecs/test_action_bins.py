@@ -74,7 +74,7 @@ def test_a_channel_that_mostly_lies_outside_is_told_of_once(caplog: pytest.LogCa
     assert (counter.num_seen, counter.num_clipped) == (66, 18)
     assert [record.getMessage() for record in caplog.records] == [
         "states: 16 of the last 31 numbers of channel 1 (from 0) lay outside what the model was trained on, and were "
-        "clipped; check its units, and that the robot is the one of the training data"
+        "clipped; check its units, or the robot has strayed from where its training data were"
     ]
 
 

@@ -121,7 +121,7 @@ class ClipCounter:
             self._warned.add(channel)
             logger.warning(
                 "%s: %d of the last %d numbers of channel %d (from 0) lay outside what the model was trained on, and "
-                "were clipped; check its units, and that the robot is the one of the training data",
+                "were clipped; check its units, or the robot has strayed from where its training data were",
                 self.what,
                 outside,
                 seen,
