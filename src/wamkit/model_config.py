@@ -84,8 +84,9 @@ class ModelConfig(ABC):
         """JSON-ready settings that decide what the codecs make of frames and sentences; a cache is made for them."""
 
     def codec_settings(self) -> dict[str, Any]:
-        """What of `codec_record` codecs must share to stand in for each other: neither where pretrained ones lie nor how
-        long others are fitted.
+        """What of `codec_record` must be alike for codecs to stand in for each other.
+
+        Neither where pretrained ones lie nor how long others are fitted.
         """
         return self.codec_record()
 
