@@ -18,8 +18,10 @@ from wamkit.data.value_labels import SparseValueSettings, label_values
 from wamkit.data.writer import LeRobotWriter
 from wamkit.models.wav import config as wav
 from wamkit.models.worldvla import config as worldvla
+from wamkit.models.worldvla.config import WorldVLAConfig
 from wamkit.policy import load_policy
 from wamkit.recipes import RECIPES
+from wamkit.recipes.codecs import initial_codecs
 from wamkit.recipes.execute import encode, execute
 from wamkit.recipes.run import InitialWeights, Run
 
@@ -54,6 +56,11 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run = smoke_run(request.param, write_dataset(folder / "first", 0), folder / "run")
     execute(run)
     return request.param, run.output / "policy", write_dataset(folder / "second", 1)
+
+
+def published_worldvla() -> WorldVLAConfig:
+    model = worldvla.libero()
+    return dataclasses.replace(model, codec=dataclasses.replace(model.codec, pretrained="somewhere"))
 
 
 def finer(trained: tuple[str, Path, Path], output: Path) -> Run:
@@ -167,13 +174,23 @@ def test_the_file_of_a_policys_weights_brings_them_too(
 
 
 def test_codecs_that_the_recipe_describes_otherwise(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
-    recipe = trained[0]
+    recipe, policy, _ = trained
     run = finer(trained, tmp_path / "finer")
     changed = {"text_length": 9} if FAMILIES[recipe] == "wav" else {"text": "words"}
     model = dataclasses.replace(run.model, codec=dataclasses.replace(run.model.codec, **changed))
     with pytest.raises(ValueError, match=rf"codecs of the policy .*policy, .* have {next(iter(changed))} .*, not "):
         execute(dataclasses.replace(run, model=model))
     assert not (run.output / "codecs").exists()
+    published = wav.libero() if FAMILIES[recipe] == "wav" else published_worldvla()
+    pretrained = dataclasses.replace(run, model=published)
+    with pytest.raises(ValueError, match=r"have .*are pretrained False, not True"):
+        initial_codecs(pretrained)
+    shutil.copytree(policy, tmp_path / "policy")
+    config = json.loads((policy / "config.json").read_text())
+    config["codec"] = dataclasses.asdict(published.codec) | changed
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    again = dataclasses.replace(pretrained, initial=InitialWeights(path=tmp_path / "policy"))
+    assert initial_codecs(again) is None, "the recipe names its pretrained codecs"
 
 
 def test_encoding_without_the_policy_it_names(trained: tuple[str, Path, Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wamkit.atomic import atomic_folder, complete_folder, copy_files
-from wamkit.checkpoint import PolicyFiles, read_policy
+from wamkit.checkpoint import read_policy
 from wamkit.data.encoded import EncodedDataset, codecs_digest
 from wamkit.data.loader import WindowLoader
 from wamkit.draws import seeded
@@ -43,10 +43,24 @@ def initial_codecs(run: Run) -> Path | None:
     files.check_codecs()
     if files.family != run.model.family:
         return None  # what the weights are is told where they are read
-    if _differing(run, files) and run.initial.may_resize:
+    config = family_module(files.family).FAMILY.read_config(files.config)
+    if not run.model.codec_batches and not config.codec_batches:
         return None
-    _require_same_settings(run, files)
-    return files.codecs if run.model.codec_batches else None
+    theirs, ours = _codec_settings(config), _codec_settings(run.model)
+    differing = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    if not differing:
+        return files.codecs
+    if run.initial.may_resize:
+        return None
+    told = ", ".join(f"{key} {theirs.get(key)!r}, not {ours.get(key)!r}" for key in differing)
+    raise ValueError(
+        f"the codecs of the policy {files.folder}, which its weights were trained behind, have {told}; set model.codec "
+        "alike, or start from other weights"
+    )
+
+
+def _codec_settings(config: ModelConfig) -> dict[str, object]:
+    return {**config.codec_settings(), "are pretrained": not config.codec_batches}
 
 
 def codecs_of_cache(run: Run, encoded: EncodedDataset) -> Path:
@@ -142,27 +156,6 @@ def _require_origin(run: Run, folder: Path, origin: str | None, *, is_cache: boo
         f"the codecs in {folder} {held}, {asked}; start from the same weights as before (initial.path), use another "
         f"folder, or remove {folder.parent} to start afresh"
     )
-
-
-def _codec_settings(config: ModelConfig) -> dict[str, object]:
-    return {**config.codec_settings(), "are pretrained": not config.codec_batches}
-
-
-def _differing(run: Run, files: PolicyFiles) -> dict[str, tuple[object, object]]:
-    """Settings of codecs in which a policy and a run differ: the policy's and the run's."""
-    config = family_module(files.family).FAMILY.read_config(files.config)
-    theirs, ours = _codec_settings(config), _codec_settings(run.model)
-    return {key: (theirs.get(key), ours.get(key)) for key in theirs | ours if theirs.get(key) != ours.get(key)}
-
-
-def _require_same_settings(run: Run, files: PolicyFiles) -> None:
-    differing = _differing(run, files)
-    if differing:
-        told = ", ".join(f"{key} {theirs!r}, not {ours!r}" for key, (theirs, ours) in differing.items())
-        raise ValueError(
-            f"the codecs of the policy {files.folder}, which its weights were trained behind, have {told}; set "
-            "model.codec alike, or start from other weights"
-        )
 
 
 def _fit(run: Run, make_loader: Callable[[], WindowLoader], folder: Path) -> None:
