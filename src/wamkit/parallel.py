@@ -6,6 +6,7 @@ sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`) starts the processes
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +182,7 @@ def process_group(device: torch.device | str, *, alone: bool = False) -> Iterato
         _require_agreement(announced)
         yield
     finally:
+        gc.collect()  # sharded networks are cycles, and hold the group: its threads end when nothing does
         dist.destroy_process_group()
 
 

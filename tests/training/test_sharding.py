@@ -118,6 +118,32 @@ def test_fp32_goes_on_from_what_bf16_wrote_only_when_told(tmp_path: Path) -> Non
         run(tmp_path / "run", stages=short)
 
 
+def group_threads() -> set[str]:
+    """This process's threads that belong to a group of processes."""
+    tasks = Path("/proc/self/task")
+    return {task.name for task in tasks.iterdir() if "gloo" in (task / "comm").read_text()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
+def test_the_groups_threads_end_with_the_group() -> None:
+    """A thread that outlives its group may abort the process at its very end, after all has gone well."""
+    before = group_threads()
+
+    def train_a_step() -> None:
+        model = FAMILIES["wav"].build(1)
+        sharded = ShardedLoss(model, torch.device("cpu"), "bf16")
+        stage = stages()[0]
+        sharded.begin_stage()
+        loss, _ = sharded(Rows(stage).batch(0), stage.objective, step_draws(0, 0, 0, 0, stage.batch_size))
+        loss.backward()
+        full_weights(model.network)
+
+    with process_group("cpu", alone=True):
+        train_a_step()
+        assert group_threads() > before
+    assert group_threads() <= before, "those of earlier groups may have ended too"
+
+
 def test_a_network_is_sharded_once() -> None:
     model = FAMILIES["wav"].build(1)
     expected = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}

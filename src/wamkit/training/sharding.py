@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
@@ -62,7 +62,7 @@ class ShardedLoss(nn.Module):
             raise ValueError("expected a network that is not sharded yet; build the model afresh for another run")
         self.network = model.network
         self._loss = model.loss
-        mesh = init_device_mesh(device.type, (world_size(),))
+        mesh = _mesh_of_all(device)
         # Inputs are not cast: families cast where they embed tokens, and keep noise levels in fp32.
         types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
         policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
@@ -84,6 +84,18 @@ class ShardedLoss(nn.Module):
     def forward(self, *arguments: Any) -> Any:
         """The family's loss."""
         return self._loss(*arguments)
+
+
+def _mesh_of_all(device: torch.device) -> DeviceMesh:
+    """The mesh of all processes, which knows its group by name alone.
+
+    Caches of DTensor keep meshes for as long as the process lives. One that held its group would keep the group's
+    threads too, and a thread of gloo that still lets go of a tensor when the interpreter ends aborts the process
+    (`terminate called without an active exception`; pytorch issue 190489).
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    getattr(mesh, "_pg_registry", {}).clear()  # a shortcut of newer versions around the look-up by name
+    return mesh
 
 
 def is_sharded(network: nn.Module) -> bool:
