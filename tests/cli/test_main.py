@@ -16,6 +16,7 @@ PROBE = '''
 """A command that ends as it is told."""
 import errno
 from dataclasses import dataclass
+from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -23,6 +24,8 @@ class Options:
 
     count: int = 1
     """How often."""
+    folder: Path = Path()
+    """Where, if anywhere."""
 
 def run(options):
     {body}
@@ -83,6 +86,13 @@ def test_an_unknown_option_is_refused(probe: Callable[..., int], capsys: pytest.
 
 def test_options_arrive_and_the_status_comes_back(probe: Callable[..., int]) -> None:
     assert probe("return options.count", "--count", "7") == 7
+
+
+@pytest.mark.parametrize("said", [["--folder", "."], ["--folder=./"]])
+def test_the_folder_we_are_in_is_a_folder(probe: Callable[..., int], said: list[str]) -> None:
+    """`Path()` means that a path is left unset, and `.` is equal to it: `--initial.path .` would train from nothing."""
+    assert probe("return int(options.folder == Path())") == 1
+    assert probe("return int(options.folder == Path.cwd())", *said) == 1
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _chosen(name: str, command: Any, arguments: list[str]) -> Any:
     """
     import tyro
 
-    wanted, default, arguments = options(command, arguments)
+    wanted, default, arguments = options(command, [_with_folder_named(argument) for argument in arguments])
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -171,6 +171,12 @@ def _chosen(name: str, command: Any, arguments: list[str]) -> Any:
     finally:
         if is_first_on_machine():
             sys.stderr.write(said.getvalue())
+
+
+def _with_folder_named(argument: str) -> str:
+    """The argument, with the folder we are in by its name: as a setting, `.` would be a path left unset."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{os.getcwd()}" if value in (".", "./") else argument
 
 
 def options(command: Any, arguments: list[str]) -> tuple[Any, dict[str, Any], list[str]]:
