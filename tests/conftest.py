@@ -16,6 +16,8 @@ from wamkit.types import ActionChunk, Imagined
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SLOW_TIMEOUT_S = 900
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -24,7 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out, unless they are asked for by the option or named by a marker of their own."""
+    """Leave slow tests out, unless they are asked for by the option or named by a marker of their own.
+
+    Those that hang are ended too, but later: on a busy machine a minute becomes five.
+    """
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
     if config.getoption("--slow") or "slow" in config.getoption("-m"):
         return
     left_out = [item for item in items if item.get_closest_marker("slow")]

@@ -48,7 +48,7 @@ def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
         yield line.split()[2].rstrip(";"), process
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
 
 
 def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_served_asked_and_stopped(folder: Path, capsys: pytest.CaptureFixture[st
         with urllib.request.urlopen(url.replace("ws", "http", 1) + "/", timeout=10) as page:
             assert b"wamkit" in page.read()
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and "Traceback" not in err and out == ""
     assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ warming up", err, re.MULTILINE) and "stopping: " in err
 
@@ -80,7 +80,7 @@ def test_the_end_does_not_wait_for_a_long_search(folder: Path) -> None:
             time.sleep(1.0)
             begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=240)
         assert time.monotonic() - begun < 10 and process.returncode == 0 and "it was not waited for" in err
 
 

@@ -244,7 +244,7 @@ def test_python_ends_quietly(end: str) -> None:
         "simulator = AlohaFactory()()\n"
         "simulator.reset(EpisodeRequest(task='insertion', layout=0, layout_seed=0, seed=0)); simulator.render()\n" + end
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0 and "Error" not in run.stderr, run.stderr
 
 

@@ -27,7 +27,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # Simulators that earlier tests ran in this process leave their choice behind.
     chosen = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     variables = {key: value for key, value in os.environ.items() if key not in chosen} | environment
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=variables)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=variables)
 
 
 def test_a_good_frame_passes() -> None:

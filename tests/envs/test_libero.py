@@ -309,7 +309,7 @@ def test_tasks_without_a_script_are_told_before_anything_is_made(pack: Path, tmp
     require_demonstrator("metaworld", ["drawer-open-v3"])
     output = tmp_path / "data"
     command = ["record", SOUP, "libero_10/3", "--suite", "libero", "--output", str(output)]
-    done = subprocess.run([sys.executable, "-m", "wamkit", *command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "wamkit", *command], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and not output.exists()
     assert "libero_10/3 (no script for: close white_cabinet_1_bottom_region); leave them out" in unwrapped(done.stderr)
 
@@ -333,6 +333,6 @@ def run_script(script: str, **environment: str) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -199,6 +199,6 @@ def test_a_closed_simulator_says_so() -> None:
         "second = MetaWorldFactory()()\nsecond.close()\n"
         "try:\n    simulator.state()\nexcept ValueError as error:\n    print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     assert "call reset first" in run.stdout and "Error" not in run.stderr

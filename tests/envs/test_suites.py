@@ -28,7 +28,7 @@ def test_listing_tasks_and_making_a_factory_load_neither_simulator_nor_torch() -
         "heavy = ('torch', 'mujoco', 'metaworld', 'dm_control', 'gym_aloha', 'libero', 'robosuite', 'gymnasium')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=240)
     assert run.stdout.strip() == "[]"
 
 

@@ -356,7 +356,7 @@ def test_the_report_shows_it_without_torch(policy: Policy, dataset: Path, tmp_pa
     validate(policy, dataset, out, episodes=[0, 1, 2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", REPORT, str(out), str(page)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert 'id="openloop"' in text and 'id="success"' not in text

@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def torchrun(arguments: list[str], timeout_s: float = 200) -> tuple[int, str, str]:
+def torchrun(arguments: list[str], timeout_s: float = 600) -> tuple[int, str, str]:
     """Two processes under torchrun; none of them is left behind."""
     environment = {**os.environ, "PYTHONPATH": str(Path(wamkit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -153,7 +153,7 @@ def test_some_messages_before_their_turn_are_answered_in_it(hasty: Server) -> No
         connection.recv()
         for row in (0, 4, 8):
             connection.send(pack(observation(row, executed=4, **({"reset": True, "seed": 7} if row == 0 else {}))))
-        replies = [unpack(connection.recv(timeout=20)) for _ in range(3)]
+        replies = [unpack(connection.recv(timeout=60)) for _ in range(3)]
     assert [reply["chunk_id"] for reply in replies] == [1, 2, 3]
     for reply, wanted in zip(replies, alone([0, 4, 8], seed=7, executed=4), strict=True):
         assert np.array_equal(reply["actions"], wanted)

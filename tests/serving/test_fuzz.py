@@ -61,7 +61,7 @@ def test_hostile_frames(tmp_path: Path) -> None:
         "--output",
         str(output),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(output.read_text())
     assert result["outcomes"]["answered"] > 20 and result["outcomes"]["refused (bad_request)"] > 200

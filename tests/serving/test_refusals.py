@@ -143,9 +143,9 @@ def test_a_search_that_the_policy_does_not_know(exact: bool) -> None:
         together(inference, [TASK] * 2, row=0, begins=True)
         for answer in together(inference, [TASK] * 2, row=4, planner=WAV):
             with pytest.raises(BadRequest, match="planner"):
-                answer.result(timeout=20)
+                answer.result(timeout=60)
         for answer in together(inference, [TASK] * 2, row=4):
-            assert answer.result(timeout=20).actions.shape == (5, 3)
+            assert answer.result(timeout=60).actions.shape == (5, 3)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def slow(seconds: float = 1.0) -> Slow:
 def get(server: Server, path: str, **headers: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(server.address + path, headers=headers), timeout=20
+            urllib.request.Request(server.address + path, headers=headers), timeout=60
         ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
@@ -59,7 +59,7 @@ def get(server: Server, path: str, **headers: str) -> tuple[int, bytes]:
 
 def raw(server: Server) -> socket.socket:
     host, _, port = server.address.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def gauge(server: Server, name: str) -> float:

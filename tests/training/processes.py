@@ -33,7 +33,7 @@ from wamkit.training.trainer import TrainingDiverged, TrainReport, train
 from wamkit.types import Batch
 from wamkit.weight_files import write_weights
 
-TIMEOUT_S = 150
+TIMEOUT_S = 600
 
 
 def stages(steps: int = 2) -> list[TrainStage]:
