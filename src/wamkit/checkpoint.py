@@ -210,13 +210,20 @@ def read_policy(path: Path | str) -> PolicyFiles:
     )
 
 
-def export_policy(source: Path | str, output: Path | str, *, dtype: torch.dtype | None = None) -> Path:
+def export_policy(
+    source: Path | str,
+    output: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
     """Copy a policy, without the state for resuming, and with its weights in another type if wanted.
 
     Args:
         source: a policy folder or a training checkpoint.
         output: folder to make.
         dtype: type of the written floating-point weights, for instance `torch.bfloat16`; `None` keeps theirs.
+        record: what else training.json is to say, JSON-ready.
 
     Returns:
         `output`.
@@ -241,7 +248,12 @@ def export_policy(source: Path | str, output: Path | str, *, dtype: torch.dtype 
         config=files.config,
         spec=files.spec,
         statistics=files.statistics,
-        training={**files.training, "exported_from": files.fingerprint, "exported_as": str(dtype or "as trained")},
+        training={
+            **files.training,
+            "exported_from": files.fingerprint,
+            "exported_as": str(dtype or "as trained"),
+            **(record or {}),
+        },
         write_codecs=copy_codecs if files.codecs.is_dir() else None,
         dtype=dtype,
     )

@@ -41,6 +41,7 @@ def test_recipes_are_right(name: str) -> None:
     [
         ({"seed": -1}, "seed: expected 0 or more, got -1; correct --seed"),
         ({"save_every": 0}, "save_every: expected 1 or more steps, got 0; correct --save-every"),
+        ({"keep_policy_every": 3}, "keep_policy_every: expected 0, or a multiple of save_every=2, got 3; correct"),
         ({"execution_horizon": 0}, "execution_horizon: expected 1 to 9 (the model's action_horizon), got 0; correct"),
         ({"execution_horizon": 10}, "execution_horizon: expected 1 to 9 (the model's action_horizon), got 10; correct"),
         ({"data": DataConfig(sample_n_frames=0)}, "data.sample_n_frames: expected 1 or more rows, got 0; correct"),

@@ -354,6 +354,25 @@ def test_old_checkpoints_go_and_the_last_of_each_stage_stays(tmp_path: Path) -> 
         assert read_policy(tmp_path / "checkpoints" / name).training["stage"] == name.split("-")[0]
 
 
+def test_policies_of_some_steps_stay_without_their_state(tmp_path: Path) -> None:
+    stages = [dataclasses.replace(stage, steps=5) for stage in make_stages()]
+    run(tmp_path, stages=stages, save_every=1, keep=2, keep_policy_every=2)
+    checkpoints = tmp_path / "checkpoints"
+    states = {path.name: (path / "training_state").is_dir() for path in checkpoints.iterdir()}
+    assert states == {
+        **{"see-step_2": False, "see-step_4": False, "see-step_5": True},
+        **{"act-step_2": False, "act-step_4": True, "act-step_5": True},
+    }
+    for name in states:
+        record = read_policy(checkpoints / name).training
+        assert f"{record['stage']}-step_{record['step']}" == name
+    # A kill between the two halves of a removal; going on removes the rest, and rewrites nothing.
+    (checkpoints / "see-step_2" / ".training_state.partial").mkdir()
+    assert run(tmp_path, stages=stages, save_every=1, keep_policy_every=2).steps == 0
+    assert {path.name for path in checkpoints.iterdir()} == set(states)
+    assert not (checkpoints / "see-step_2" / ".training_state.partial").exists()
+
+
 def test_leftovers_of_a_killed_save_are_cleaned_up(tmp_path: Path, straight: dict[str, Any]) -> None:
     with pytest.raises(PowerCutError):
         run(tmp_path / "run", log=cut_after(9))
@@ -389,6 +408,9 @@ def test_wrong_parts_are_refused_before_anything_runs(tmp_path: Path) -> None:
         run(tmp_path / "run", save_every=0)
     with pytest.raises(ValueError, match="keep"):
         run(tmp_path / "run", keep=0)
+    for wrong in ({"keep_policy_every": 4}, {"keep_policy_every": -3}, {"keep_policy_every": 3, "save_policy": None}):
+        with pytest.raises(ValueError, match="keep_policy_every of 0, or a multiple of save_every=3"):
+            run(tmp_path / "run", **wrong)
 
 
 def test_a_part_that_the_loss_does_not_reach_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

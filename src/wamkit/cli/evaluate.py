@@ -39,18 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `wamkit evaluate`."""
+class Trials:
+    """Options that say which episodes are run, and how."""
 
-    policy: Annotated[Path | None, tyro.conf.Positional] = None
-    """Policy folder, or a training checkpoint; or name a --server."""
-    server: str | None = None
-    """Evaluate the policy that `wamkit serve` serves at this address, for instance ws://localhost:8000; it gives the
-    actions that the same policy gives in this process. How it runs was said where it was started."""
-    token_file: Path | None = None
-    """File with the server's token; the environment variable WAMKIT_TOKEN does the same."""
-    output: Path
-    """Folder of the evaluation: made, or continued."""
     protocol: str = "metaworld/v1"
     """Named protocol; what is changed below is added to its name wherever it is printed."""
     tasks: tuple[str, ...] = ()
@@ -83,6 +74,39 @@ class Options:
     number of workers; free always shares calls, which rounds differently on some machines."""
     groups: int = 1
     """Groups of simulators that are served in turn; 2 can pay when the policy computes on a GPU."""
+
+    def resolved(self) -> Protocol:
+        """The protocol with what is changed of it.
+
+        Raises:
+            ValueError: an unknown name, or a change out of its range.
+        """
+        from wamkit.envs.render import RENDERING_NAMES
+        from wamkit.evaluation.protocol import get_protocol
+
+        return get_protocol(
+            self.protocol,
+            max_steps=self.max_steps,
+            execution_horizon=self.execution_horizon,
+            rendering=None if self.rendering is None else RENDERING_NAMES[self.rendering],
+            layout_seed=self.layout_seed,
+            seeds=self.seeds or None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Trials):
+    """Options of `wamkit evaluate`."""
+
+    policy: Annotated[Path | None, tyro.conf.Positional] = None
+    """Policy folder, or a training checkpoint; or name a --server."""
+    server: str | None = None
+    """Evaluate the policy that `wamkit serve` serves at this address, for instance ws://localhost:8000; it gives the
+    actions that the same policy gives in this process. How it runs was said where it was started."""
+    token_file: Path | None = None
+    """File with the server's token; the environment variable WAMKIT_TOKEN does the same."""
+    output: Path
+    """Folder of the evaluation: made, or continued."""
     record_episodes: int = 4
     """Episodes of each task to record with film and trace, from the first initial state on."""
     fresh: bool = False
@@ -99,18 +123,9 @@ def run(options: Options) -> int:
             "many as suit the cores"
         )
     make_pool = _pool_maker(options)
-    from wamkit.envs.render import RENDERING_NAMES
-    from wamkit.evaluation.protocol import get_protocol
     from wamkit.evaluation.run_folder import require_evaluation_folder
 
-    protocol = get_protocol(
-        options.protocol,
-        max_steps=options.max_steps,
-        execution_horizon=options.execution_horizon,
-        rendering=None if options.rendering is None else RENDERING_NAMES[options.rendering],
-        layout_seed=options.layout_seed,
-        seeds=options.seeds or None,
-    )
+    protocol = options.resolved()
     lowest = {"memory_threshold": 1, "groups": 1, "record_episodes": 0}
     for name, least in lowest.items():
         if getattr(options, name) < least:

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": Command("wamkit.cli.train", "train a recipe's stages, or continue an interrupted run"),
     "evaluate": Command("wamkit.cli.evaluate", "run a policy in closed loop under a named protocol"),
+    "select": Command("wamkit.cli.select", "choose among a run's policies by what they solve"),
     "openloop": Command("wamkit.cli.openloop", "compare a policy's predictions with recorded episodes"),
     "imagine": Command("wamkit.cli.imagine", "imagine several chunks ahead, beside what was recorded"),
     "quality": Command("wamkit.cli.quality", "measure a policy's world model on held-out episodes, beside copying"),

@@ -24,6 +24,8 @@ def check_run(run: Run) -> None:
     """
     _require("seed", run.seed >= 0, "0 or more", run.seed)
     _require("save_every", run.save_every >= 1, "1 or more steps", run.save_every)
+    is_saved = run.keep_policy_every >= 0 and run.keep_policy_every % max(run.save_every, 1) == 0
+    _require("keep_policy_every", is_saved, f"0, or a multiple of save_every={run.save_every}", run.keep_policy_every)
     horizon = run.model.action_horizon
     expected = f"1 to {horizon} (the model's action_horizon)"
     _require("execution_horizon", 1 <= run.execution_horizon <= horizon, expected, run.execution_horizon)

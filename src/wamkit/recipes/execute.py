@@ -129,6 +129,7 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         folder=run.output,
         seed=run.seed,
         save_every=run.save_every,
+        keep_policy_every=run.keep_policy_every,
         save_policy=save_policy,
         validate=validate,
         validate_every=run.validation.every,

@@ -153,7 +153,9 @@ class Run:
         stages: in the order they run.
         execution_horizon: actions of each chunk meant to be run before the policy is asked again.
         seed: of every draw.
-        save_every: steps between checkpoints.
+        save_every: steps between checkpoints, of which the newest two and the last of each stage stay.
+        keep_policy_every: steps between checkpoints that stay as policies, to choose among (`wamkit select`); 0 keeps
+            none of them.
         device: where the model is trained; `auto` takes a GPU if there is one.
         precision: `bf16` computes in bf16 with fp32 weights, moments and gradient averages.
         activation_checkpointing: keep only the inputs of each block for the backward pass and compute the rest again;
@@ -169,6 +171,7 @@ class Run:
     execution_horizon: int = 8
     seed: int = 0
     save_every: int = 200
+    keep_policy_every: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False

@@ -53,6 +53,7 @@ def _run(model: WorldVLAConfig, *, weight_decay: float, batch_size: int) -> Run:
         initial=InitialWeights(profile="chameleon"),
         execution_horizon=model.action_horizon,
         save_every=epoch,
+        keep_policy_every=5 * epoch,
         precision="bf16",
         activation_checkpointing=True,
     )

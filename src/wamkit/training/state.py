@@ -148,16 +148,18 @@ class CheckpointStore:
     Args:
         folder: holds one folder per checkpoint; made when missing, and what a killed writer left there is cleaned up.
         keep: newest checkpoints kept; the last one of each stage always stays.
+        keep_policy_every: the policies of steps that it divides stay too, without the state for resuming; 0 keeps none.
 
     Raises:
-        ValueError: `keep` is below 1.
+        ValueError: `keep` is below 1, or `keep_policy_every` below 0.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        if keep < 1:
-            raise ValueError(f"expected keep >= 1 checkpoints, got {keep}")
+    def __init__(self, folder: Path, keep: int, keep_policy_every: int = 0) -> None:
+        if keep < 1 or keep_policy_every < 0:
+            raise ValueError(f"expected keep >= 1 and keep_policy_every >= 0, got {keep} and {keep_policy_every}")
         self.folder = folder
         self._keep = keep
+        self._keep_policy_every = keep_policy_every
         from_rank_zero(self._clean_up)
 
     def _clean_up(self) -> None:
@@ -165,7 +167,8 @@ class CheckpointStore:
         # A complete but not yet renamed checkpoint takes its place; everything else left over is a part and goes.
         for leftover in sorted(self.folder.glob(".*.new")):
             recover_folder(self.folder / leftover.name.removeprefix(".").removesuffix(".new"))
-        for leftover in [*self.folder.glob(".*.partial"), *self.folder.glob(".*.old")]:
+        partial = [*self.folder.glob(".*.partial"), *self.folder.glob(f"*/.{TRAINING_STATE}.partial")]
+        for leftover in [*partial, *self.folder.glob(".*.old")]:
             shutil.rmtree(leftover)
 
     def all(self) -> list[Checkpoint]:
@@ -255,7 +258,8 @@ class CheckpointStore:
         kept = {item.folder for item in checkpoints[-self._keep :]} | set(last_of_stage.values())
         for item in checkpoints:
             if item.folder not in kept:
-                remove_folder(item.folder)
+                stays = self._keep_policy_every and item.position.step % self._keep_policy_every == 0
+                remove_folder(item.state if stays else item.folder)
 
 
 def has_checkpoint(run_folder: Path) -> bool:

@@ -104,6 +104,7 @@ def train(
     precision: Precision = "fp32",
     activation_checkpointing: bool = False,
     keep: int = 2,
+    keep_policy_every: int = 0,
     recipe: Mapping[str, Any] | None = None,
     data_fingerprint: str | None = None,
 ) -> TrainReport:
@@ -135,6 +136,8 @@ def train(
         precision: of the compute; weights, gradients' averages and moments are fp32 in any case.
         activation_checkpointing: keep only the inputs of each block and compute the rest twice; changes no number.
         keep: newest checkpoints kept, besides the last one of each stage.
+        keep_policy_every: policies of steps of a stage that it divides stay too, without the state for resuming; needs
+            `save_policy`, and that `save_every` divides it. 0 keeps none.
         recipe: the caller's own settings (model configuration, data), plain or dataclasses; recorded, and compared when
             resuming.
         data_fingerprint: identifies the dataset; recorded, and compared when resuming.
@@ -153,6 +156,11 @@ def train(
             f"expected save_every >= 1 steps, validate_every >= 0 and seed >= 0, got save_every={save_every}, "
             f"validate_every={validate_every} and seed={seed}"
         )
+    if keep_policy_every < 0 or keep_policy_every % save_every or (keep_policy_every and save_policy is None):
+        raise ValueError(
+            f"expected keep_policy_every of 0, or a multiple of save_every={save_every} together with save_policy, got "
+            f"{keep_policy_every}"
+        )
     folder, device = Path(folder), local_device(device)
     own = {"data_fingerprint": data_fingerprint} | ({"precision": precision} if precision != "fp32" else {})
     resolved = resolved_recipe(stages, seed, {**(recipe or {}), **own})
@@ -164,7 +172,7 @@ def train(
         for stage in stages:
             rows_of_this_process(stage.batch_size)
         from_rank_zero(lambda: stack.enter_context(FolderLock(folder, doing="training in")))
-        store = CheckpointStore(folder / "checkpoints", keep)
+        store = CheckpointStore(folder / "checkpoints", keep, keep_policy_every)
         latest = store.latest()
         if latest is not None:
             _require_same_run(latest, resolved, folder, resume)
