@@ -90,3 +90,15 @@ def test_the_recent_past_is_judged(caplog: pytest.LogCaptureFixture) -> None:
     counter.add(torch.full((100_000, 1), 0.5))  # many at once
     counter.add(torch.full((64, 1), 2.0))
     assert len(caplog.records) == 3
+
+
+def test_who_strays_in_every_episode_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    counter = ClipCounter("states", ActionBins())
+    for _ in range(500):
+        counter.add(torch.zeros(60, 1))
+        counter.add(torch.full((40, 1), 2.0))
+    before = len(caplog.records)
+    assert 5 <= before <= 9, "once each time that the episodes double"
+    counter.add(torch.full((100_000, 1), 2.0))
+    counter.add(torch.full((1, 1), 2.0))
+    assert len(caplog.records) == before + 1, "who begins to stray in the silence and goes on is told of after it"

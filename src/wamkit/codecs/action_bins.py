@@ -80,7 +80,8 @@ class ClipCounter:
 
     Some clipping is normal, since limits are percentiles of a dataset. A channel that mostly lies outside means other
     units, or a robot elsewhere than its training data were. What counts for that is the recent past, so that a new
-    robot on an old server is noticed; who was warned of is so again after it was well in between.
+    robot on an old server is noticed. A channel that was warned of is so again after it was well in between, and after
+    a silence that doubles each time: a policy that strays in every episode does not fill the log.
 
     Args:
         what: name of the numbers, for messages.
@@ -93,8 +94,10 @@ class ClipCounter:
     bins: ActionBins
     num_seen: int = 0
     num_clipped: int = 0
+    _num_rows: int = 0
     _recent: dict[int, tuple[int, int]] = field(default_factory=dict)
     _warned: set[int] = field(default_factory=set)
+    _warnings: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     MIN_NUMBERS: ClassVar[int] = 16
     """Numbers of a channel before it is judged; four times as many are its recent past."""
@@ -102,6 +105,7 @@ class ClipCounter:
     def add(self, numbers: Float[Tensor, "*n a"]) -> None:
         """Count; the last axis is the channels'."""
         flat: Shaped[Tensor, "n a"] = self.bins.is_outside(numbers).flatten(0, -2)
+        self._num_rows += len(flat)
         self.num_seen += flat.numel()
         for channel, outside in enumerate(flat.sum(dim=0).tolist()):
             self.num_clipped += outside
@@ -117,8 +121,12 @@ class ClipCounter:
             return
         if 4 * outside < seen:
             self._warned.discard(channel)
-        if 2 * outside > seen and channel not in self._warned:
+        if 2 * outside <= seen or channel in self._warned:
+            return
+        times, last = self._warnings.get(channel, (0, 0))
+        if times == 0 or self._num_rows - last >= 4 * self.MIN_NUMBERS * 2**times:
             self._warned.add(channel)
+            self._warnings[channel] = times + 1, self._num_rows
             logger.warning(
                 "%s: %d of the last %d numbers of channel %d (from 0) lay outside what the model was trained on, and "
                 "were clipped; check its units, or the robot has strayed from where its training data were",
