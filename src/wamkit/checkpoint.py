@@ -74,8 +74,10 @@ class PolicyFiles:
         which they were, pass.
 
         Raises:
-            ValueError: the files of `codecs/` are not those that were written.
+            ValueError: the files of `codecs/` are not those that were written, or damaged.
         """
+        for file in sorted(self.codecs.rglob("*.safetensors")):
+            check_weights(file)
         written = self.training.get(_CODECS)
         if written is None:
             return

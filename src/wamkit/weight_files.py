@@ -257,7 +257,9 @@ def _weights_in(folder: Path) -> Path:
         if found:
             raise ValueError(f"{folder} holds several weight files {list(found)[:_LISTED]} and no index; give one file")
     there = sorted(item.name for item in folder.iterdir())[:_LISTED]
-    raise FileNotFoundError(f"expected weights (.safetensors) in {folder}, found {there}; copy the whole folder again")
+    inside = [item for item in sorted(folder.glob("*/")) if any(item.glob("*.safetensors*"))]
+    remedy = f"did you mean {inside[0]}?" if inside else "copy the whole folder again"
+    raise FileNotFoundError(f"expected weights (.safetensors) in {folder}, found {there}; {remedy}")
 
 
 def _damaged(file: Path, error: SafetensorError) -> ValueError:

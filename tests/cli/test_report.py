@@ -158,7 +158,7 @@ def test_an_incomplete_evaluation_says_so_on_its_page(tmp_path: Path) -> None:
     done = report(tmp_path / "killed", "--output", page)
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, page.read_text()):
-        assert "the evaluation is incomplete: 3 of 5 episodes missing" in text
+        assert "the evaluation is incomplete: 3 of the 5 episodes asked for last are missing (push-v3)" in text
         assert "the last line of episodes.jsonl is half-written, so its episode is lost" in text
     assert "1/2 50%" in done.stdout and log.read_text() == before, "a report changes nothing"
 
@@ -226,7 +226,7 @@ def test_results_without_their_episodes_say_so(tmp_path: Path) -> None:
     assert gap.startswith("episodes.jsonl is not there, so the counts of results.json stand unchecked")
     more = [["push-v3", layout, 1042, layout] for layout in range(5)]
     (tmp_path / "b" / "run.json").write_text(json.dumps(json.loads(run) | {"asked": more}))
-    assert "3 of 5 episodes missing" in Evaluation(tmp_path / "b").missing[0]
+    assert "3 of the 5 episodes asked for last are missing; " in Evaluation(tmp_path / "b").missing[0]
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:

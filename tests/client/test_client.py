@@ -27,7 +27,7 @@ from wamkit_client import (
     ServerError,
     pack,
 )
-from wamkit_client.wire import endpoint, options
+from wamkit_client.wire import address, endpoint, options
 from websockets.asyncio.client import connect
 from websockets.sync.server import ServerConnection
 
@@ -562,7 +562,8 @@ def test_a_task_is_cancelled_and_another_closes() -> None:
     ],
 )
 def test_addresses(given: str, wanted: str) -> None:
-    assert endpoint(given) == wanted
+    assert endpoint(address(given)) == wanted
+    assert "errors=" not in address(given), "what messages say is what was typed"
 
 
 @pytest.mark.parametrize("given", ["", "ftp://robot", "ws://", "ws://robot:80000", "ws://robot:port", "ws://robot:0"])

@@ -25,6 +25,7 @@ from wamkit.recipes.codecs import initial_codecs
 from wamkit.recipes.execute import encode, execute
 from wamkit.recipes.run import InitialWeights, Run
 
+SEEN = "so that they see other numbers than they know; --data.statistics "
 FAMILIES = {"debug": "wav", "worldvla-debug": "worldvla"}
 
 
@@ -79,16 +80,20 @@ def test_they_come_with_the_policy(trained: tuple[str, Path, Path], tmp_path: Pa
     assert codecs_digest(alone.output / "policy" / "codecs") != codecs_digest(policy / "codecs")
 
 
-def test_its_statistics_can_come_too(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+def test_its_statistics_can_come_too(
+    trained: tuple[str, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     policy = trained[1]
     run = finer(trained, tmp_path / "finer")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, statistics=policy))
     execute(run)
+    assert "other statistics" not in caplog.text
     before, after = load_policy(policy), load_policy(run.output / "policy")
     assert after.transforms.state == before.transforms.state
     assert after.transforms.action == before.transforms.action
     own = dataclasses.replace(run, output=tmp_path / "own", data=dataclasses.replace(run.data, statistics=Path()))
     execute(own)
+    assert f"behind other statistics of state and action than this run normalizes with, {SEEN}{policy}" in caplog.text
     assert load_policy(own.output / "policy").transforms.state != before.transforms.state
 
 
@@ -154,6 +159,39 @@ def test_a_policy_behind_exchanged_codecs_is_refused(trained: tuple[str, Path, P
     with pytest.raises(ValueError, match=message):
         export_policy(mixed, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_policy_with_broken_or_lost_codecs_is_refused(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    """Before anything is written, and by the name of the policy: nothing of it is found in the run's folder later."""
+    recipe, policy, dataset = trained
+    broken = tmp_path / "broken"
+    shutil.copytree(policy, broken)
+    training = json.loads((broken / "training.json").read_text())
+    del training["codecs_sha256"]  # as an older version wrote it
+    (broken / "training.json").write_text(json.dumps(training))
+    file = next(iter(sorted((broken / "codecs").rglob("*.safetensors"))))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    run = finer((recipe, broken, dataset), tmp_path / "finer")
+    with pytest.raises(ValueError, match=f"{file} is damaged or cut short"):
+        execute(run)
+    assert not (run.output / "codecs").exists()
+    file.write_bytes(whole)
+    shutil.move(broken / "codecs", tmp_path / "codecs")
+    with pytest.raises(ValueError, match=rf"trained behind in {broken}/codecs, found nothing; copy the whole folder"):
+        execute(run)
+    shutil.move(tmp_path / "codecs", broken / "codecs")
+    execute(run)
+
+
+def test_a_runs_folder_in_place_of_its_policys(trained: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, policy, dataset = trained
+    run = finer((recipe, policy.parent, dataset), tmp_path / "finer")
+    with pytest.raises(FileNotFoundError, match=rf"expected weights .* in {policy.parent}.*did you mean {policy}\?"):
+        execute(run)
+    run = smoke_run(recipe, dataset, tmp_path / "finer")
+    with pytest.raises(FileNotFoundError, match=rf"at {policy.parent}, found none; did you mean {policy}\?"):
+        execute(dataclasses.replace(run, data=dataclasses.replace(run.data, statistics=policy.parent)))
 
 
 def test_the_file_of_a_policys_weights_brings_them_too(

@@ -108,7 +108,8 @@ class Options(Trials):
     output: Path
     """Folder of the evaluation: made, or continued."""
     record_episodes: int = 4
-    """Episodes of each task to record with film and trace, from the first initial state on."""
+    """Episodes of each task to record with film and trace, from the first initial state on. Their calls imagine frames
+    too, which can take far longer than acting; they are timed only where there are no others."""
     fresh: bool = False
     """Remove an earlier evaluation in the output folder first."""
     json: bool = False
@@ -347,7 +348,8 @@ def _table(results: Results, rules: str) -> str:
     if latency.median_seconds is not None and latency.p95_seconds is not None:
         lines.append(
             f"  policy call: median {latency.median_seconds * 1000:.0f} ms, p95 {latency.p95_seconds * 1000:.0f} ms "
-            f"(batches of {latency.mean_batch_size:.1f})"
+            f"(batches of {latency.mean_batch_size:.1f}"
+            f"{', imagining for the recording; --record-episodes 0 times acting alone' * latency.while_recording})"
         )
     return "\n".join(lines)
 

@@ -87,12 +87,14 @@ def run(options: Options) -> int:
     from wamkit.device import choose_device
     from wamkit.evaluation.open_loop import require_robot
     from wamkit.evaluation.open_loop_results import DatasetIdentity
-    from wamkit.evaluation.world_quality import MetricNetworks, QualitySettings, measure_world
+    from wamkit.evaluation.own_folder import require_own_folder
+    from wamkit.evaluation.world_quality import OWN_FILES, MetricNetworks, QualitySettings, measure_world
     from wamkit.evaluation.world_rollouts import world_of
 
     settings = QualitySettings(
         horizons=options.horizons, min_frames=options.min_frames, motion=options.motion, seed=options.seed
     )
+    require_own_folder(options.output, OWN_FILES, command="quality", fresh=options.fresh)
     dataset = open_usable(options.data)
     entries, part = _chosen(options, dataset)
     training = read_policy(options.policy).training

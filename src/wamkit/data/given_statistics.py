@@ -86,7 +86,9 @@ def read_given_statistics(
     if path.is_dir() and (path / "spec.json").is_file():
         path = path / "statistics.json"
     if not path.is_file():
-        raise FileNotFoundError(f"expected a file of statistics at {path}, found none; correct data.statistics")
+        inside = sorted(file.parent for file in path.glob("*/statistics.json"))
+        remedy = f"did you mean {inside[0]}?" if inside else "correct data.statistics"
+        raise FileNotFoundError(f"expected a file of statistics, or a policy folder, at {path}, found none; {remedy}")
     document = read_json_object(path)
     forms = forms_of(document)
     if len(forms) > 1:

@@ -83,10 +83,13 @@ class Evaluation:
         counted = self.results.overall.trials + self.results.overall.errors
         has_log = self.log.path.is_file()
         if self.run is not None:
-            missing = self.run.num_missing(self._all_records) if has_log else self.run.num_asked - counted
+            without = self.run.missing(self._all_records) if has_log else []
+            missing = len(without) if has_log else self.run.num_asked - counted
             if missing > 0:
+                tasks = f" ({', '.join(dict.fromkeys(task for task, *_ in without))})" if without else ""
                 found.append(
-                    f"the evaluation is incomplete: {missing} of {self.run.num_asked} episodes missing; {remedy}"
+                    f"the evaluation is incomplete: {missing} of the {self.run.num_asked} episodes asked for last are "
+                    f"missing{tasks}; {remedy}"
                 )
         if self.log.has_torn_line:
             found.append(f"the last line of {self.log.path.name} is half-written, so its episode is lost; {remedy}")

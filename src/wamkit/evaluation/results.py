@@ -368,9 +368,9 @@ class Run:
         """Episodes that were asked for last."""
         return len(self.asked)
 
-    def num_missing(self, records: Mapping[EpisodeKey, EpisodeRecord]) -> int:
-        """How many of them have no record."""
-        return sum(key not in records for key in self.asked)
+    def missing(self, records: Mapping[EpisodeKey, EpisodeRecord]) -> list[EpisodeKey]:
+        """Those of them that have no record."""
+        return [key for key in self.asked if key not in records]
 
     def results(self, records: Sequence[EpisodeRecord]) -> Results:
         """What some episodes of the run give."""
@@ -442,6 +442,8 @@ def _advice(folder: Path) -> str:
         return "there is no such folder; check the path"
     if (folder / "openloop.json").is_file():
         return "it is an open-loop validation: name it with --openloop"
+    if (folder / "quality.json").is_file():
+        return "it is a measurement of a world model: name it with --quality"
     if (folder / RUN_FILE).is_file():
         return "finish the evaluation there (run it again to resume)"
     return "give the output folder of `wamkit evaluate`"

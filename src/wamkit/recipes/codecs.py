@@ -31,13 +31,13 @@ def initial_codecs(run: Run) -> Path | None:
     names, and where the recipe's differ and modules may have other shapes (`initial.may_resize`).
 
     Raises:
-        ValueError: the policy lies behind other codecs than it was trained with, or the recipe describes others.
+        ValueError: the policy has lost its codecs, has others than it was trained with, or the recipe describes others.
     """
     if run.initial.path == Path():
         return None
     path = complete_folder(run.initial.path.absolute())
     folder = path.parent if path.is_file() else path
-    if not all((folder / name).exists() for name in ("spec.json", CODECS)):
+    if not (folder / "spec.json").exists():
         return None
     files = read_policy(folder)
     files.check_codecs()
@@ -46,6 +46,11 @@ def initial_codecs(run: Run) -> Path | None:
     config = family_module(files.family).FAMILY.read_config(files.config)
     if not run.model.codec_batches and not config.codec_batches:
         return None
+    if not files.codecs.is_dir():
+        raise ValueError(
+            f"expected the codecs that the weights of {files.folder} were trained behind in {files.codecs}, found "
+            "nothing; copy the whole folder again, or its model.safetensors alone to fit new codecs before them"
+        )
     theirs, ours = _codec_settings(config), _codec_settings(run.model)
     differing = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
     if not differing:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wamkit.atomic import complete_folder
+from wamkit.checkpoint import read_policy
 from wamkit.data.actions import ActionTransform
 from wamkit.data.batches import StageBatches
 from wamkit.data.encode import EncodingReport, encode_dataset
@@ -26,7 +27,7 @@ from wamkit.device import choose_device
 from wamkit.draws import seeded
 from wamkit.models import family_module
 from wamkit.parallel import from_rank_zero, local_device, process_group, rank, rows_of_this_process
-from wamkit.policy import Policy
+from wamkit.policy import Policy, read_settings
 from wamkit.progress import ProgressBar
 from wamkit.recipes.check import check_run, require_own_folder
 from wamkit.recipes.codecs import codecs_of_cache, run_codecs
@@ -79,6 +80,8 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     robot = _require_fit(run, data)
     initial, record = _initial(run)
     transforms, given = _transforms(run, data, robot)
+    if initial and rank() == 0:
+        _compare_statistics(run.initial.path, transforms)
     encoded = None
     if run.data.cache != Path():
         episodes = [entry.index for entry in data.wanted.episodes]
@@ -234,6 +237,22 @@ def _transforms(run: Run, data: TrainingData, robot: RobotSpec) -> tuple[Transfo
     return transforms, given
 
 
+def _compare_statistics(path: Path, transforms: Transforms) -> None:
+    """Say when weights that come from a policy were trained behind other normalisation than this run's."""
+    folder = complete_folder((path.parent if path.is_file() else path).absolute())
+    if not (folder / "spec.json").is_file():
+        return
+    _, theirs = read_settings(read_policy(folder))
+    differing = [name for name in ("state", "action") if getattr(theirs, name) != getattr(transforms, name)]
+    if differing:
+        logger.warning(
+            "the initial weights were trained behind other statistics of %s than this run normalizes with, so that "
+            "they see other numbers than they know; --data.statistics %s keeps theirs",
+            " and ".join(differing),
+            folder,
+        )
+
+
 def _require_fit(run: Run, data: TrainingData) -> RobotSpec:
     """The dataset's robot, when its cameras and widths are the model's."""
     robot = data.robot
@@ -242,6 +261,12 @@ def _require_fit(run: Run, data: TrainingData) -> RobotSpec:
             f"{data.name} says nothing of its robot; describe it with `wamkit data describe {data.datasets[0].root}`"
         )
     if run.data.cameras:
+        missing = [name for name in run.data.cameras if name not in robot.camera_names]
+        if missing:
+            raise ValueError(
+                f"expected the cameras {', '.join(run.data.cameras)} in {data.name}, it has "
+                f"{', '.join(robot.camera_names)}; choose among those with --data.cameras, or record it with others"
+            )
         robot = robot.with_cameras(run.data.cameras)
     model = run.model
     size = (model.image_size, model.image_size)

@@ -37,7 +37,7 @@ class AsyncClient:
         ssl: SSLContext | None = None,
     ) -> None:
         wire.check_times(timeout_s, reconnect_s)
-        self.url = wire.endpoint(url)
+        self.url = wire.address(url)
         self.timeout_s = timeout_s
         self.reconnect_s = reconnect_s
         self.reconnects = 0
@@ -159,7 +159,7 @@ class AsyncClient:
                 raise ConnectionLost(wire.CLOSED)
             try:
                 connection = await connect(
-                    self.url,
+                    wire.endpoint(self.url),
                     additional_headers=self._headers,
                     open_timeout=max(5.0, self.reconnect_s),
                     **wire.options(connect, self._ssl),

@@ -54,7 +54,7 @@ class Client:
         ssl: SSLContext | None = None,
     ) -> None:
         wire.check_times(timeout_s, reconnect_s)
-        self.url = wire.endpoint(url)
+        self.url = wire.address(url)
         self.timeout_s = timeout_s
         self.reconnect_s = reconnect_s
         self.reconnects = 0
@@ -182,7 +182,7 @@ class Client:
                 raise ConnectionLost(wire.CLOSED)
             try:
                 entered = connect(
-                    self.url,
+                    wire.endpoint(self.url),
                     additional_headers=self._headers,
                     open_timeout=max(5.0, self.reconnect_s),
                     **wire.options(connect, self._ssl),

@@ -26,8 +26,8 @@ _LASTING = (
 """What a robot's program relies on from one connection to the next, among what servers tell."""
 
 
-def endpoint(url: str) -> str:
-    """Where to connect, with what we ask of the connection: errors as messages, so that one does not end an episode.
+def address(url: str) -> str:
+    """A server's address in full.
 
     Args:
         url: `ws://host:port`, with `wss`, `http` or `https` too, or `host:port` alone.
@@ -42,8 +42,14 @@ def endpoint(url: str) -> str:
         is_whole = False
     if not is_whole:
         raise ValueError(f"expected an address such as ws://localhost:8000, got {url!r}")
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, parts.path or "/", parts.query, ""))
+
+
+def endpoint(address: str) -> str:
+    """Where to connect, with what we ask of the connection: errors as messages, so that one does not end an episode."""
+    parts = urlsplit(address)
     query = "&".join(filter(None, (parts.query, urlencode({"errors": "reply"}))))
-    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, parts.path or "/", query, ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, ""))
 
 
 def check_times(timeout_s: float, reconnect_s: float) -> None:
