@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from wamkit.cli.evaluate import _table
 from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import (
     EpisodeLog,
@@ -211,6 +212,22 @@ def test_counts_are_those_of_the_episodes(tmp_path: Path, solved: str, counts: d
     else:
         with pytest.raises(ValueError, match=r"expected the counts of episodes\.jsonl"):
             Evaluation(tmp_path / "a").results  # noqa: B018
+
+
+def test_calls_that_imagined_are_not_told_as_acting(tmp_path: Path) -> None:
+    finish(tmp_path / "a", "+-")
+    results = Results.load(tmp_path / "a")
+    assert "policy call: median 100 ms, p95 100 ms (batches of 1.0)" in _table(results, "")
+    recording = dataclasses.replace(results, latency=dataclasses.replace(results.latency, while_recording=True))
+    assert "(batches of 1.0, imagining for the recording; --record-episodes 0 times acting alone)" in _table(
+        recording, ""
+    )
+
+
+def test_a_world_models_folder_is_no_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "quality.json").write_text("{}")
+    done = report(tmp_path, "--output", tmp_path / "page.html")
+    assert done.returncode == 2 and "name it with --quality" in done.stderr
 
 
 def test_results_without_their_episodes_say_so(tmp_path: Path) -> None:
