@@ -141,7 +141,8 @@ def test_half_precision_takes_half_the_room(dataset: Path, cache: Path, tmp_path
     recipe.execute(full)
     assert [loss for loss, _ in losses(run)] == pytest.approx([loss for loss, _ in losses(full)], rel=0.02)
     with pytest.raises(ValueError, match="dtype: the cache has 'bfloat16', this run 'float32'"):
-        recipe.execute(dataclasses.replace(run, data=dataclasses.replace(run.data, cache_dtype="float32")))
+        whole = dataclasses.replace(run.data, cache_dtype="float32")
+        recipe.execute(dataclasses.replace(run, data=whole, output=tmp_path / "other"))
 
 
 def test_an_interrupted_cache_is_refused_and_completed(dataset: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from wamkit.training.prefetch import BatchSource, drawing_processes
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.state import has_checkpoint
-from wamkit.training.trainer import TrainReport, Validate, train
+from wamkit.training.trainer import TrainReport, Validate, require_same_run, train
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,18 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
     transforms, given = _transforms(run, data, robot)
     if initial and rank() == 0:
         _compare_statistics(run.initial.path, transforms)
+    recipe = {
+        "model": plain(run.model),
+        "data": data_record(run.data),
+        "execution_horizon": run.execution_horizon,
+        **record,
+        **data.record(),
+        **given,
+        **({"validation": plain(run.validation)} if run.validation.holds_out else {}),
+    }
+    told: dict[str, Any] = {"seed": run.seed, "recipe": recipe, "data_fingerprint": data.fingerprint}
+    told |= {"precision": run.precision, "resume": resume}
+    from_rank_zero(lambda: require_same_run(run.output, run.stages, **told))  # before all frames are read
     encoded = None
     if run.data.cache != Path():
         episodes = [entry.index for entry in data.wanted.episodes]
@@ -130,26 +142,14 @@ def _execute(run: Run, device: torch.device, resume: bool) -> TrainReport:
         run.stages,
         make_batches,
         folder=run.output,
-        seed=run.seed,
         save_every=run.save_every,
         keep_policy_every=run.keep_policy_every,
         save_policy=save_policy,
         validate=validate,
         validate_every=run.validation.every,
-        resume=resume,
         device=device,
-        precision=run.precision,
         activation_checkpointing=run.activation_checkpointing,
-        recipe={
-            "model": plain(run.model),
-            "data": data_record(run.data),
-            "execution_horizon": run.execution_horizon,
-            **record,
-            **data.record(),
-            **given,
-            **({"validation": plain(run.validation)} if run.validation.holds_out else {}),
-        },
-        data_fingerprint=data.fingerprint,
+        **told,
     )
     done = run.output / "policy"
     if report.stopped_by is None and (report.steps or not from_rank_zero(complete_folder(done).is_dir)):

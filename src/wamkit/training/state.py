@@ -177,9 +177,7 @@ class CheckpointStore:
         Raises:
             ValueError: a state.json is damaged or of an unknown format.
         """
-        files = [file for file in self.folder.glob(f"*/{TRAINING_STATE}/state.json") if file.is_file()]
-        found = [_read_state(file) for file in files]
-        return sorted(found, key=lambda item: (item.position.stage_index, item.position.step))
+        return _checkpoints_in(self.folder)
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint to resume from, if there is one."""
@@ -265,6 +263,17 @@ class CheckpointStore:
 def has_checkpoint(run_folder: Path) -> bool:
     """Whether a run in this folder would be continued and not begun."""
     return any((run_folder / "checkpoints").glob(f"*/{TRAINING_STATE}/state.json"))
+
+
+def latest_checkpoint(run_folder: Path) -> Checkpoint | None:
+    """The checkpoint that a run in this folder would be continued from, if there is one; nothing there is touched."""
+    return next(reversed(_checkpoints_in(run_folder / "checkpoints")), None)
+
+
+def _checkpoints_in(folder: Path) -> list[Checkpoint]:
+    files = [file for file in folder.glob(f"*/{TRAINING_STATE}/state.json") if file.is_file()]
+    found = [_read_state(file) for file in files]
+    return sorted(found, key=lambda item: (item.position.stage_index, item.position.step))
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
