@@ -149,7 +149,9 @@ def test_resuming_compares_the_choice(
     kitchen: Path, workshop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = mixed(kitchen, workshop, tmp_path / "run", episodes=("kitchen=0:3",))
+    caplog.set_level(logging.INFO, "wamkit")
     assert recipe.execute(run).steps == 6
+    assert "reading the frames" in caplog.text
     assert recipe.execute(run).steps == 0
     for change in ({"weights": (1.0, 1.0)}, {"episodes": ("kitchen=0:2",)}, {"roots": (kitchen,), "weights": ()}):
         other = dataclasses.replace(run, data=dataclasses.replace(run.data, **change))
