@@ -20,8 +20,8 @@ from typing import Any
 from worldvla_study import command
 
 from wamkit.evaluation.comparison import compare_records
-from wamkit.evaluation.results import RESULTS_FILE, EpisodeRecord
-from wamkit.evaluation.statistics import wilson_interval
+from wamkit.evaluation.report_source import Evaluation
+from wamkit.evaluation.results import RESULTS_FILE
 
 TASK = "door-open-v3"
 POLICY = Path(__file__).parents[1] / "zoo" / "worldvla-metaworld-small"
@@ -64,15 +64,14 @@ def summarize(options: argparse.Namespace) -> dict[str, Any]:
         folder = options.output / name
         if not (folder / "quality" / "quality.json").is_file():
             continue
-        lines = (folder / "evaluation" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-        records[name] = [record for record in map(EpisodeRecord.from_json, lines) if record.error is None]
-        solved, trials = sum(record.success for record in records[name]), len(records[name])
+        evaluation = Evaluation(folder / "evaluation")
+        records[name], score = evaluation.records, evaluation.results.overall
         quality = json.loads((folder / "quality" / "quality.json").read_text(encoding="utf-8"))
         rows[name] = {
             "start": start,
-            "successes": solved,
-            "trials": trials,
-            "interval": wilson_interval(solved, trials),
+            "successes": score.successes,
+            "trials": score.trials,
+            "interval": score.interval,
             "steps": [item for item in quality["steps"] if item["frames"] == "moving"],
             "rollouts": [item for item in quality["rollouts"] if item["frames"] is not None],
             "episodes_held_out": quality["episodes"],

@@ -19,8 +19,8 @@ from typing import Any
 from worldvla_study import command
 
 from wamkit.evaluation.comparison import compare_records
-from wamkit.evaluation.results import RESULTS_FILE, EpisodeRecord
-from wamkit.evaluation.statistics import wilson_interval
+from wamkit.evaluation.report_source import Evaluation
+from wamkit.evaluation.results import RESULTS_FILE
 
 TASK = "door-open-v3"
 SCHEDULES = ("cosine", "constant")
@@ -44,22 +44,17 @@ def make(schedule: str, options: argparse.Namespace) -> None:
             command("evaluate", policy, "--output", folder / name, *count, *running)
 
 
-def records(folder: Path) -> list[EpisodeRecord]:
-    """An evaluation's finished episodes."""
-    lines = (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(EpisodeRecord.from_json, lines) if record.error is None]
-
-
 def summarize(schedule: str, options: argparse.Namespace) -> dict[str, Any]:
     """What each candidate solved of the choosing episodes, and the chosen and the last one of the protocol's."""
     folder = options.output / schedule
     selection = json.loads((folder / "selection" / "selection.json").read_text(encoding="utf-8"))
-    sides = {name: records(folder / name) for name in ("chosen", "last")}
-    paired = compare_records(sides["chosen"], sides["last"])
-    scores = {}
-    for name, side in sides.items():
-        solved = sum(record.success for record in side)
-        scores[name] = {"successes": solved, "trials": len(side), "interval": wilson_interval(solved, len(side))}
+    sides = {name: Evaluation(folder / name) for name in ("chosen", "last")}
+    paired = compare_records(sides["chosen"].records, sides["last"].records)
+    overall = {name: side.results.overall for name, side in sides.items()}
+    scores = {
+        name: {"successes": score.successes, "trials": score.trials, "interval": score.interval}
+        for name, score in overall.items()
+    }
     return {
         "schedule": schedule,
         "candidates": [{key: row[key] for key in ("name", "successes", "trials")} for row in selection["candidates"]],

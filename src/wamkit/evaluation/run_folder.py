@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from wamkit.evaluation.own_folder import require_new_folder
 from wamkit.evaluation.results import (
     EPISODES_FILE,
     RECORDED_FOLDER,
@@ -35,17 +36,8 @@ def require_evaluation_folder(out: Path) -> None:
         ValueError: it is a file.
         FileExistsError: it is a folder that holds other things and no evaluation.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    if not out.is_dir() or _is_evaluation(out):
-        return
-    # Hidden entries are locks and what a killed writer left; a log is often written beside what it tells of.
-    others = [name for name in sorted(entry.name for entry in out.iterdir()) if name[0] != "." and name[-4:] != ".log"]
-    if others:
-        raise FileExistsError(
-            f"expected output to be a new or empty folder, or an evaluation to continue, {out} holds other things "
-            f"({', '.join(others[:6])}); choose another folder"
-        )
+    if not _is_evaluation(out):
+        require_new_folder(out, unless="an evaluation")
 
 
 def require_same_run(out: Path, run: dict[str, Any]) -> None:
@@ -127,7 +119,7 @@ def _is_evaluation(out: Path) -> bool:
                 return True
     try:
         run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return False
     return isinstance(run, dict) and "protocol" in run
 

@@ -20,6 +20,7 @@ from typing import Any
 from wamkit.atomic import remove_folder
 from wamkit.checkpoint import PolicyFiles, export_policy, read_policy
 from wamkit.evaluation.comparison import compare_records
+from wamkit.evaluation.own_folder import require_new_folder
 from wamkit.evaluation.protocol import Protocol
 from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import Results, write_json
@@ -118,14 +119,8 @@ def require_selection_folder(out: Path) -> None:
         ValueError: it is a file.
         FileExistsError: a folder that holds other things and no selection.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder or nothing at {out}, found a file; choose another name")
-    others = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.is_dir() else []
-    if others and SELECTION_FILE not in others:
-        raise FileExistsError(
-            f"expected output to be a new or empty folder, or a selection to continue, {out} holds other things "
-            f"({', '.join(others[:6])}); choose another folder"
-        )
+    if not (out / SELECTION_FILE).is_file():
+        require_new_folder(out, unless="a selection")
 
 
 def begin(out: Path, candidates: Sequence[Candidate]) -> None:

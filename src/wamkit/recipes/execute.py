@@ -35,10 +35,11 @@ from wamkit.recipes.datasets import TrainingData, data_record, open_data, run_st
 from wamkit.recipes.run import Run
 from wamkit.spec import RobotSpec
 from wamkit.training.prefetch import BatchSource, drawing_processes
+from wamkit.training.resuming import require_same_run
 from wamkit.training.sharding import full_weights
 from wamkit.training.stage import TrainStage, plain
 from wamkit.training.state import has_checkpoint
-from wamkit.training.trainer import TrainReport, Validate, require_same_run, train
+from wamkit.training.trainer import TrainReport, Validate, train
 
 logger = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ from wamkit.training.log import MetricsLog
 from wamkit.training.optim import MovingAverage, make_optimizer, restored_requires_grad, select_parameters
 from wamkit.training.prefetch import BatchSource, prefetched
 from wamkit.training.record import training_record
+from wamkit.training.resuming import refuse_another_run, resolved_run, warn_of_another_torch
 from wamkit.training.sharding import (
     Precision,
     ShardedLoss,
@@ -47,8 +48,8 @@ from wamkit.training.sharding import (
     full_weights,
     recomputed_activations,
 )
-from wamkit.training.stage import TrainStage, learning_rate_at, recipe_differences, resolved_recipe
-from wamkit.training.state import Checkpoint, CheckpointStore, Position, SavePolicy, latest_checkpoint
+from wamkit.training.stage import TrainStage, learning_rate_at
+from wamkit.training.state import Checkpoint, CheckpointStore, Position, SavePolicy
 from wamkit.types import Batch, Trainable
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def train(
             f"{keep_policy_every}"
         )
     folder, device = Path(folder), local_device(device)
-    resolved = _resolved(stages, seed=seed, recipe=recipe, data_fingerprint=data_fingerprint, precision=precision)
+    resolved = resolved_run(stages, seed=seed, recipe=recipe, data_fingerprint=data_fingerprint, precision=precision)
     for stage in stages:
         # An unknown part in the last stage must not be found out after the first has run.
         with restored_requires_grad(model.network):
@@ -174,14 +175,8 @@ def train(
         store = CheckpointStore(folder / "checkpoints", keep, keep_policy_every)
         latest = store.latest()
         if latest is not None:
-            _require_same_run(latest, resolved, folder, resume)
-            if latest.torch_version != torch.__version__:
-                logger.warning(
-                    "%s was written with torch %s, this is %s: the run continues, but not bit for bit",
-                    latest.folder,
-                    latest.torch_version,
-                    torch.__version__,
-                )
+            refuse_another_run(latest, resolved, folder, resume)
+            warn_of_another_torch(latest)
         record = training_record(recipe=resolved, seed=seed, data_fingerprint=data_fingerprint)
         if world_size() > 1:
             record["num_processes"] = world_size()
@@ -462,57 +457,6 @@ def step_draws(
     """
     key = (seed, stage_index, step, micro)
     return TrainingDraws(key=key, rows=rows_of_this_process(batch_size), num_rows=batch_size, device=device)
-
-
-def require_same_run(
-    folder: Path | str,
-    stages: Sequence[TrainStage],
-    *,
-    seed: int,
-    recipe: Mapping[str, Any] | None = None,
-    data_fingerprint: str | None = None,
-    precision: Precision = "fp32",
-    resume: bool = True,
-) -> None:
-    """What `train` refuses of a folder's run, for a caller who has much to read before it comes to that.
-
-    Args:
-        As of `train`.
-
-    Raises:
-        ValueError: the folder holds a run with another recipe, or a damaged one, or any run when not resuming.
-    """
-    latest = latest_checkpoint(Path(folder))
-    if latest is not None:
-        recipe = _resolved(stages, seed=seed, recipe=recipe, data_fingerprint=data_fingerprint, precision=precision)
-        _require_same_run(latest, dict(recipe), Path(folder), resume)
-
-
-def _resolved(
-    stages: Sequence[TrainStage],
-    *,
-    seed: int,
-    recipe: Mapping[str, Any] | None,
-    data_fingerprint: str | None,
-    precision: Precision,
-) -> dict[str, Any]:
-    own = {"data_fingerprint": data_fingerprint} | ({"precision": precision} if precision != "fp32" else {})
-    return resolved_recipe(stages, seed, {**(recipe or {}), **own})
-
-
-def _require_same_run(latest: Checkpoint, recipe: dict[str, Any], folder: Path, resume: bool) -> None:
-    if not resume:
-        raise ValueError(
-            f"expected a folder without checkpoints, {folder} holds a run up to {latest.folder.name}; resume it, or "
-            "choose another folder"
-        )
-    differences = recipe_differences(latest.recipe, recipe)
-    if differences:
-        listed = "\n  - ".join(differences)
-        raise ValueError(
-            f"the run in {folder} was started with another recipe:\n  - {listed}\n"
-            "Resume with the recipe it was started with, or train in another folder."
-        )
 
 
 def _scalar(loss: Tensor, stage: TrainStage) -> float:
