@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from wamkit.cli.main import main
+from wamkit.data.encoded import codecs_digest
 from wamkit.envs.metaworld import MetaWorldFactory
 from wamkit.evaluation.results import EPISODES_FILE, RESULTS_FILE
 from wamkit.evaluation.selection import candidates_in, choose
@@ -19,6 +20,7 @@ from wamkit.policy import load_policy
 from wamkit.untrained import untrained_policy
 
 SEE_AND_ACT = {"stages": [{"name": "see"}, {"name": "act"}]}
+ZOO = Path(__file__).parents[2] / "zoo" / "wav-libero-object-small"
 QUICK = ("--tasks", "drawer-open-v3", "--episodes", "2", "--max-steps", "3", "--workers", "0", "--num-steps", "1")
 
 
@@ -107,9 +109,23 @@ def test_what_solves_most_is_chosen(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert len(told["candidates"]) == 4 and told["chosen"] == "act-step_20"
     assert (out / "evaluations" / "act-step_9" / EPISODES_FILE).read_text() == line
 
-    # Under other rules nothing here is the same any more.
+    # Under other rules nothing here is the same any more; what was chosen stays.
     assert main([*asked, "--max-steps", "4"]) == 2
     assert "holds another evaluation" in capsys.readouterr().err
+    assert json.loads((out / "selection.json").read_text()) == told
+
+    # A copy that somebody changed is made again.
+    shutil.copy(run / "checkpoints" / "act-step_9" / "model.safetensors", out / "policy" / "model.safetensors")
+    shutil.rmtree(out / "policy" / "codecs")
+    select()
+    assert codecs_digest(out / "policy" / "codecs") == codecs_digest(run / "checkpoints" / "act-step_20" / "codecs")
+    weights = load_policy(out / "policy").model.network.state_dict()
+    assert all((weights[name] == tensor).all() for name, tensor in chosen.model.network.state_dict().items())
+
+    # What was chosen once cannot compete where it would be replaced.
+    rival = ["select", str(run / "checkpoints" / "act-step_9"), str(out / "policy"), "--output", str(out), *QUICK]
+    assert main(rival) == 2 and "expected candidates outside" in capsys.readouterr().err
+    assert (out / "policy" / "spec.json").is_file()
 
     # A candidate that lost an episode to its simulator did not run the same ones.
     log = out / "evaluations" / "act-step_9" / EPISODES_FILE
@@ -131,6 +147,8 @@ def test_what_solves_most_is_chosen(run: Path, tmp_path: Path, capsys: pytest.Ca
         (["RUN/checkpoints/act-step_9"], "expected two or more policies to choose among, found 1"),
         (["RUN", "RUN/checkpoints/act-step_9"], "expected each policy once"),
         (["RUN/nothing"], "expected a policy folder at"),
+        (["RUN", "ZOO"], "do not fit"),
+        (["RUN", "--planner-iterations", "2"], "--planner none uses none"),
         (["RUN/../empty"], "expected policies in"),
         ([], "expected two or more policies to choose among, found 0 (none); a run keeps more of them with"),
     ],
@@ -140,7 +158,8 @@ def test_what_cannot_be_chosen_among(
 ) -> None:
     (run.parent / "empty" / "checkpoints").mkdir(parents=True, exist_ok=True)
     out = tmp_path / "out"
-    assert main(["select", *(word.replace("RUN", str(run)) for word in arguments), "--output", str(out)]) == 2
+    words = [word.replace("RUN", str(run)).replace("ZOO", str(ZOO)) for word in arguments]
+    assert main(["select", *words, "--output", str(out)]) == 2
     assert message in capsys.readouterr().err and not out.exists()
 
 
@@ -150,6 +169,23 @@ def test_other_peoples_folders_are_left_alone(run: Path, tmp_path: Path, capsys:
         assert main(["select", str(run), "--output", str(out)]) == 2
         assert message in capsys.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "selection.json").write_text('{"my": 1}')
+    assert main(["select", str(run), "--output", str(tmp_path)]) == 2
+    assert "holds other things (selection.json, thesis.tex)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["spec.json", "training.json"])
+def test_no_checkpoint_is_passed_over_in_silence(run: Path, tmp_path: Path, change: str) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    file = run / "checkpoints" / "act-step_9" / change
+    if change == "spec.json":
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=r"act-step_9 is not a complete policy folder: spec\.json"):
+            candidates_in([run])
+    else:
+        file.write_text("{}")
+        with pytest.raises(ValueError, match=r"act-step_9 to name a stage of training, it does not"):
+            candidates_in([run])
 
 
 def test_policies_of_several_runs_are_told_apart(tmp_path: Path) -> None:

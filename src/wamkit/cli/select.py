@@ -35,6 +35,8 @@ class Options(Trials):
     """Folder of the selection: made, or continued."""
     episodes: int | None = 20
     """Episodes of each task and seed."""
+    fresh: bool = False
+    """Evaluate all candidates anew, in place of what the folder holds of them."""
 
 
 def run(options: Options) -> int:
@@ -58,15 +60,24 @@ def run(options: Options) -> int:
             f"expected a layout_seed other than that of {named.name!r}, got {options.layout_seed}: the initial states "
             "that choose a policy cannot judge it as well; leave --layout-seed out, or take another"
         )
-    options.resolved().requests(tasks=options.tasks, episodes=options.episodes)
+    protocol = options.resolved()
+    protocol.requests(tasks=options.tasks, episodes=options.episodes)
+    options.running.check()
     candidates = candidates_in(options.candidates)
-    require_selection_folder(options.output)
-    begin(options.output, candidates)
+    for candidate in candidates:  # the last one must not be refused after the others have run
+        evaluate.make_factory(protocol, candidate.robot)
+        protocol.require_robot(candidate.robot)
+    require_selection_folder(options.output, candidates)
+    begin(options.output)
     shared = {item.name: getattr(options, item.name) for item in dataclasses.fields(Trials)}
     for candidate in candidates:
         print(candidate.name)
         evaluation = options.output / EVALUATIONS / candidate.name
-        evaluate.run(evaluate.Options(**shared, policy=candidate.folder, output=evaluation, record_episodes=0))
+        evaluate.run(
+            evaluate.Options(
+                **shared, policy=candidate.folder, output=evaluation, record_episodes=0, fresh=options.fresh
+            )
+        )
     selection = choose(candidates, options.output)
     folder = write_choice(selection, options.output)
     print(_table(selection))

@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.atomic import remove_folder
-from wamkit.checkpoint import PolicyFiles, export_policy, read_policy
+from wamkit.checkpoint import PolicyFiles, export_policy, fingerprint_folder, read_policy
 from wamkit.evaluation.comparison import compare_records
 from wamkit.evaluation.own_folder import require_new_folder
 from wamkit.evaluation.protocol import Protocol
 from wamkit.evaluation.report_source import Evaluation
 from wamkit.evaluation.results import Results, write_json
 from wamkit.evaluation.statistics import PairedComparison
+from wamkit.spec import RobotSpec
 
 SELECTION_FILE, EVALUATIONS, POLICY = "selection.json", "evaluations", "policy"
 FORMAT = "wamkit-selection/1"
 SEED_OFFSET = 1000
 CHECKPOINTS = "checkpoints"
+COPY = "policy_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,14 @@ class Candidate:
         folder: where its files are.
         stage: of training that made it; empty when its record does not say.
         step: of that stage.
+        robot: that it was trained on.
     """
 
     name: str
     folder: Path
     stage: str
     step: int
+    robot: RobotSpec
 
 
 def selection_seed(protocol: Protocol) -> int:
@@ -92,42 +96,62 @@ def candidates_in(folders: Sequence[Path]) -> list[Candidate]:
 
 def _last_stage(checkpoints: Path) -> list[Candidate]:
     """A run's policies of the last stage that has any, by step."""
-    folders = [file.parent for file in sorted(checkpoints.glob("*/spec.json")) if not file.parent.name.startswith(".")]
-    files = [read_policy(folder) for folder in folders]
+    # Hidden ones are what a killed writer left.
+    files = [read_policy(folder) for folder in sorted(checkpoints.glob("*/")) if not folder.name.startswith(".")]
     if not files:
         raise FileNotFoundError(f"expected policies in {checkpoints}, found none; train first, or check the path")
     stages = [str(stage.get("name")) for stage in (files[-1].training.get("recipe") or {}).get("stages", [])]
     found = [_candidate(item) for item in files]
+    nameless = [str(item.folder) for item in found if not item.stage]
+    if nameless:
+        raise ValueError(
+            f"expected training.json of {nameless[0]} to name a stage of training, it does not; remove that "
+            "checkpoint, or copy it again"
+        )
     last = max((item.stage for item in found), key=lambda stage: stages.index(stage) if stage in stages else -1)
     return sorted((item for item in found if item.stage == last), key=lambda item: item.step)
 
 
 def _candidate(files: PolicyFiles) -> Candidate:
+    files.check_codecs()
     stage, step = files.training.get("stage"), files.training.get("step")
     return Candidate(
         name=files.folder.resolve().name,
         folder=files.folder,
         stage=stage if isinstance(stage, str) else "",
         step=step if isinstance(step, int) else 0,
+        robot=files.spec.robot,
     )
 
 
-def require_selection_folder(out: Path) -> None:
-    """Refuse to choose among files that are no selection.
+def require_selection_folder(out: Path, candidates: Sequence[Candidate]) -> None:
+    """Refuse to choose among files that are no selection, or candidates that are its own.
 
     Raises:
-        ValueError: it is a file.
+        ValueError: it is a file, or holds a candidate, which a new choice would replace.
         FileExistsError: a folder that holds other things and no selection.
     """
-    if not (out / SELECTION_FILE).is_file():
+    if _earlier(out) is None:
         require_new_folder(out, unless="a selection")
+    inside = [str(item.folder) for item in candidates if out.resolve() in item.folder.resolve().parents]
+    if inside:
+        raise ValueError(f"expected candidates outside {out}, where a choice replaces files, got {inside[0]}; copy it")
 
 
-def begin(out: Path, candidates: Sequence[Candidate]) -> None:
-    """Make the folder a selection's; a choice made there before is taken back until this one is made."""
-    out.mkdir(parents=True, exist_ok=True)
-    asked = [{"name": item.name, "folder": str(item.folder)} for item in candidates]
-    write_json(out / SELECTION_FILE, {"format": FORMAT, "chosen": None, "candidates": asked})
+def begin(out: Path) -> None:
+    """Make the folder a selection's; a choice that was made there before stands until another is made."""
+    if _earlier(out) is None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / SELECTION_FILE, {"format": FORMAT, "chosen": None})
+
+
+def _earlier(out: Path) -> dict[str, Any] | None:
+    """The choice that the folder holds; `None` where it holds none, or something else by its name."""
+    try:
+        found = json.loads((out / SELECTION_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +230,8 @@ def choose(candidates: Sequence[Candidate], out: Path) -> Selection:
 def write_choice(selection: Selection, out: Path) -> Path:
     """Copy the chosen policy to `out / "policy"`, with the choice in its training.json, and write selection.json.
 
+    A copy that is there and was not changed since stays as it is.
+
     Returns:
         The copy's folder.
     """
@@ -217,17 +243,11 @@ def write_choice(selection: Selection, out: Path) -> Path:
         **{key: row[key] for key in ("name", "fingerprint", "successes", "trials")},
     }
     path = out / POLICY
-    if not (path.is_dir() and _told(path) == json.loads(json.dumps(told))):
+    before = _earlier(out) or {}
+    is_whole = path.is_dir() and fingerprint_folder(path) == before.get(COPY)
+    if not (is_whole and read_policy(path).training.get("selected") == told):
         if path.is_dir():
             remove_folder(path)
         export_policy(selection.candidates[selection.chosen].folder, path, record={"selected": told})
-    write_json(out / SELECTION_FILE, record)
+    write_json(out / SELECTION_FILE, {**record, COPY: fingerprint_folder(path)})
     return path
-
-
-def _told(path: Path) -> Any:
-    """What the copy of an earlier choice says of it; `None` where that is no policy any more."""
-    try:
-        return read_policy(path).training.get("selected")
-    except (OSError, ValueError):
-        return None
